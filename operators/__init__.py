@@ -1,0 +1,1 @@
+"""What is done to images: decoding, models, operators. The middle floor; it runs without Ray."""

@@ -1,0 +1,1 @@
+"""What the data is: tables, masks, categories, documents, a job. The ground floor."""
