@@ -38,8 +38,9 @@ class SourceOptions:
 class ImageRef(NamedTuple):
     """An image that is planned: where it is, not what it is.
 
-    `key` is its name within the source; `offset` its byte offset in a tar, its row in a Parquet file or a list, 0 for
-    a file of its own; `size` its bytes as far as known without reading it (an estimate for Parquet, 0 for a list).
+    `key` is its name within the source, escaped as in `names`; `offset` its byte offset in a tar, its row in a Parquet
+    file or a list, 0 for a file of its own; `size` its bytes as far as known without reading it (an estimate for
+    Parquet, 0 for a list).
     """
 
     key: str
@@ -53,7 +54,7 @@ class Shard:
 
     Attributes:
         kind: the source's name in the registry
-        uri: absolute; with its protocol unless local
+        uri: absolute; with its protocol unless local; escaped as in `names`
         size: bytes of the file, None for a folder
     """
 

@@ -1,0 +1,179 @@
+"""Finding the files behind a URL, and opening them with errors that name them."""
+
+from __future__ import annotations
+
+import csv
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from prelabel.pipeline.sources.base import Shard
+from prelabel.pipeline.sources.names import escape, is_hidden, unescape
+from prelabel.pipeline.storage import open_url
+from prelabel.schemas.errors import PrelabelError, SourceError
+
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_GLOB = re.compile(r"[*?[]")
+
+
+class Found(NamedTuple):
+    """What is behind a URL: its absolute URI, with names escaped as in a key, and its bytes (None: a folder)."""
+
+    uri: str
+    size: int | None
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is this machine's."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def open_uri(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system and path of a URI as `find` gives it; a local path is taken as it is, whatever its letters."""
+    name = unescape(uri)
+    return (fsspec.filesystem("file"), name) if name.startswith("/") else open_url(name)
+
+
+def find(url: str) -> list[Found]:
+    """The file or folder of a URL, or the files that its braces (`{000..012}`, `{a,b}`) and globs stand for, sorted.
+
+    A name that exists as it is written is never taken for a glob.
+
+    Raises:
+        SourceError: nothing is there (also behind a single one of the names that braces give), or it can't be listed.
+    """
+    fs, path = open_url(url)
+    with listing(url):
+        fs.invalidate_cache()
+        if not (_BRACES.search(path) or _GLOB.search(path)) or fs.exists(path):
+            return [_found(fs, fs.info(path))]
+        with ThreadPoolExecutor(16) as threads:
+            infos = [info for matches in threads.map(lambda p: _match(fs, p), expand_braces(path)) for info in matches]
+    return sorted({_found(fs, info) for info in infos})
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for, as in WebDataset and bash.
+
+    >>> expand_braces("{08..10}.{tar,txt}")[:3]
+    ['08.tar', '08.txt', '09.tar']
+    """
+    if not (match := _BRACES.search(pattern)):
+        return [pattern]
+    first, last, choices = match.groups()
+    inner = choices.split(",") if choices else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [name for choice in inner for name in expand_braces(before + choice + after)]
+
+
+def find_shards(kind: str, url: str, suffixes: tuple[str, ...]) -> Iterator[Shard]:
+    """The files behind a URL as shards, sorted by URI; of a folder those right in it that have one of the suffixes.
+
+    Raises:
+        SourceError: there are none.
+    """
+    found = find(url)
+    if len(found) == 1 and found[0].size is None:
+        fs, folder = open_uri(found[0].uri)
+        with listing(url):
+            infos = [info for info in fs.ls(folder, detail=True) if info["name"].endswith(suffixes)]
+        found = sorted(_found(fs, info) for info in infos if not is_hidden(posixpath.basename(info["name"])))
+    shards = [Shard(kind, uri, size) for uri, size in found if size is not None]
+    if not shards:
+        raise SourceError(f"no {' or '.join(suffixes)} file at {url}: check the path")
+    yield from shards
+
+
+@contextmanager
+def listing(url: str) -> Iterator[None]:
+    """Makes one SourceError of whatever a file system answers when it is asked what is there."""
+    try:
+        yield
+    except PrelabelError:
+        raise
+    except FileNotFoundError as error:
+        name = error.filename or next((arg for arg in error.args if isinstance(arg, str)), url)
+        raise SourceError(f"nothing is at {escape(name)}: check the path {escape(url)}") from error
+    except Exception as error:  # each file system has its own: no credentials, no such host, no such bucket
+        raise SourceError(f"can't list {escape(url)}: {escape(' '.join(str(error).split()))}") from error
+
+
+@contextmanager
+def naming(shard: Shard) -> Iterator[None]:
+    """Turns what is final about a shard's file into a SourceError that names it; a transient failure passes as it is.
+
+    Raises:
+        SourceError: the file is gone, refused or damaged.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceError(f"{shard.uri} is gone: put it back, or start a new job") from error
+    except PermissionError as error:
+        raise SourceError(f"{shard.uri} may not be read ({error}): ask for access to it, then resume") from error
+    except (pa.ArrowException, tarfile.TarError, csv.Error) as error:
+        raise _damaged(shard, error) from error
+    except OSError as error:
+        # Arrow's own word for bytes that make no sense is a bare OSError; a disk's or a network's has a number or type.
+        if type(error) is not OSError or error.errno is not None:
+            raise
+        raise _damaged(shard, error) from error
+
+
+def check_unchanged(fs: fsspec.AbstractFileSystem, path: str, shard: Shard) -> None:
+    """Raises SourceError if a shard's file has another size than the plan recorded."""
+    fs.invalidate_cache(path)
+    size = fs.info(path)["size"]
+    if size != shard.size:
+        raise SourceError(
+            f"{shard.uri} has changed since the plan was made: {size} bytes, planned {shard.size}; "
+            "put the old file back, or start a new job"
+        )
+
+
+@contextmanager
+def open_parquet(shard: Shard) -> Iterator[pq.ParquetFile]:
+    """A shard's Parquet file, with the checksums of its pages (where it has them) verified on reading."""
+    fs, path = open_uri(shard.uri)
+    with naming(shard), fs.open(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        yield parquet
+
+
+def _damaged(shard: Shard, error: Exception) -> SourceError:
+    reason = escape(" ".join(str(error).split()))
+    return SourceError(f"{shard.uri} is damaged or cut off ({reason}): replace it or take it out of the source")
+
+
+def _match(fs: fsspec.AbstractFileSystem, pattern: str) -> list[dict[str, Any]]:
+    """What a glob stands for. Only its last part is matched where that is enough: folders' names may hold brackets."""
+    web = "http" in fs.protocol
+    if web or not _GLOB.search(pattern):
+        return [fs.info(pattern)]
+    folder, _, name = pattern.rpartition("/")
+    if "**" in name or (_GLOB.search(folder) and not fs.exists(folder)):
+        infos = list(fs.glob(pattern, detail=True).values())
+    else:
+        infos = [info for info in fs.ls(folder, detail=True) if fnmatchcase(posixpath.basename(info["name"]), name)]
+    shown = [i for i in infos if i["type"] != "directory" and not is_hidden(posixpath.basename(i["name"]))]
+    if not shown:
+        raise FileNotFoundError(pattern)
+    return shown
+
+
+def _found(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> Found:
+    uri = info["name"] if is_local(fs) else fs.unstrip_protocol(info["name"])
+    if info["type"] == "directory":
+        return Found(escape(uri), None)
+    if info["size"] is None:
+        raise SourceError(f"{uri}: the server does not tell the file's size; copy it to a disk or a bucket first")
+    return Found(escape(uri), info["size"])
