@@ -1,0 +1,149 @@
+"""COCO documents, written as streams: what is held in memory does not grow with the number of objects.
+
+The format is https://cocodataset.org/#format-data and, for results, https://cocodataset.org/#format-results. Numbers
+are the shortest that read back as the same float32, so 0.1 and not 0.10000000149011612.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prelabel.schemas.categories import CategorySet
+
+_ROWS = 16_384
+"""As many rows become Python objects at a time, however large the batches are."""
+
+
+class Counts(NamedTuple):
+    """What a document holds."""
+
+    images: int
+    annotations: int
+
+
+def write_instances(
+    out: BinaryIO,
+    images: Iterable[pa.RecordBatch],
+    annotations: Iterable[pa.RecordBatch],
+    categories: CategorySet,
+    info: dict[str, Any],
+) -> Counts:
+    """Write what pycocotools, labeling tools and trainers take as ground truth, with the scores besides.
+
+    A mask is compressed run-length encoding, which says nothing about crowds: `iscrowd` is the table's. Where there
+    is no mask `segmentation` is an empty list, for readers that expect the key.
+
+    Args:
+        out: where to; it is written from front to back
+        images: of the images table, columns image_id, key, width, height and status; the failed are left out
+        annotations: of the annotations table, all columns but category, keypoints and model; read after the images
+        categories: that the annotations may have
+        info: the document's "info"
+    """
+    out.write(b'{"info":' + orjson.dumps(info) + b',"licenses":[],"categories":' + categories.to_json().encode())
+    out.write(b',"images":[')
+    num_images = _write_objects(out, images, _image_objects)
+    out.write(b'],"annotations":[')
+    num_annotations = _write_objects(out, annotations, _instance_objects)
+    out.write(b"]}\n")
+    return Counts(num_images, num_annotations)
+
+
+def write_results(out: BinaryIO, annotations: Iterable[pa.RecordBatch]) -> int:
+    """Write the list of detections that `COCO.loadRes` and evaluation servers take; returns their number.
+
+    `loadRes` takes the area of a result with a box from the box: to evaluate masks by their own size, drop "bbox".
+
+    Args:
+        out: where to; it is written from front to back
+        annotations: of the annotations table, columns image_id, category_id, bbox, score and segmentation
+    """
+    out.write(b"[")
+    count = _write_objects(out, annotations, _result_objects)
+    out.write(b"]\n")
+    return count
+
+
+def _write_objects(
+    out: BinaryIO, batches: Iterable[pa.RecordBatch], to_objects: Callable[[pa.RecordBatch], list[dict[str, Any]]]
+) -> int:
+    count = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS):
+            if objects := to_objects(batch.slice(start, _ROWS)):
+                out.write(b",\n" if count else b"\n")
+                out.write(memoryview(orjson.dumps(objects, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1])
+                count += len(objects)
+    return count
+
+
+def _image_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    ok = batch.filter(pc.equal(batch["status"].cast(pa.string()), "ok"))
+    columns = (_values(ok[name]) for name in ("image_id", "key", "width", "height"))
+    return [
+        {"id": image_id, "file_name": key, "width": width, "height": height}
+        for image_id, key, width, height in zip(*columns, strict=True)
+    ]
+
+
+def _instance_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    columns = (
+        _values(batch[name]) for name in ("annotation_id", "image_id", "category_id", "area", "iscrowd", "score")
+    )
+    return [
+        {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": box,
+            "segmentation": mask or [],
+            "area": area,
+            "iscrowd": int(iscrowd),
+            "score": score,
+        }
+        for box, mask, annotation_id, image_id, category_id, area, iscrowd, score in zip(
+            _boxes(batch), _masks(batch), *columns, strict=True
+        )
+    ]
+
+
+def _result_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    columns = (_values(batch[name]) for name in ("image_id", "category_id", "score"))
+    objects = [
+        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+        for box, image_id, category_id, score in zip(_boxes(batch), *columns, strict=True)
+    ]
+    for result, mask in zip(objects, _masks(batch), strict=True):
+        if mask is not None:
+            result["segmentation"] = mask
+    return objects
+
+
+def _boxes(batch: pa.RecordBatch) -> np.ndarray:
+    """float32 (N, 4): x, y, width, height in pixels."""
+    return np.stack([side.to_numpy() for side in batch["bbox"].flatten()], axis=1)
+
+
+def _masks(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+    column = batch["segmentation"]
+    sizes = pc.struct_field(column, "size")
+    counts, heights, widths = map(
+        _values,
+        (pc.struct_field(column, "counts"), *(pc.list_element(sizes, k).fill_null(0) for k in (0, 1))),
+    )
+    return [
+        None if runs is None else {"size": (height, width), "counts": runs}
+        for runs, height, width in zip(counts, heights, widths, strict=True)
+    ]
+
+
+def _values(column: pa.Array) -> Any:
+    """As `to_pylist`, many times faster; float32 stays NumPy's, which orjson writes in its shortest form."""
+    values = column.to_numpy(zero_copy_only=False)
+    return values if values.dtype == np.float32 else values.tolist()
