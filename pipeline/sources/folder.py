@@ -6,6 +6,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator
+from operator import itemgetter
 
 import fsspec
 import pyarrow as pa
@@ -15,6 +16,9 @@ from prelabel.pipeline.sources.fetch import Fetched, fetch, fetch_all, read_tabl
 from prelabel.pipeline.sources.names import escape, is_image, unescape
 from prelabel.pipeline.sources.shards import find, is_local, naming, open_uri
 from prelabel.schemas.errors import SourceError
+
+_Identity = tuple[int, int]  # of a folder: device and inode
+_Entry = tuple[str, int, "frozenset[_Identity] | None"]  # key, bytes, of a folder itself and those above it
 
 
 class FolderSource(Source):
@@ -67,22 +71,18 @@ def _walk(shard: Shard, root: str, include: tuple[str, ...]) -> Iterator[ImageRe
 
     A folder sorts as its name with the slash, so the order is that of all keys sorted together.
     """
-    todo: list[tuple[str, os.stat_result, frozenset[tuple[int, int]]]] = []
     with naming(shard):
-        todo.append(("", os.stat(root), frozenset()))
+        todo: list[_Entry] = [("", 0, frozenset([_identity(os.stat(root))]))]
         while todo:
-            key, info, above = todo.pop()
-            if key and not key.endswith("/"):
-                yield ImageRef(key, 0, info.st_size)
-                continue
-            identity = (info.st_dev, info.st_ino)
-            if identity not in above:
-                inside = above | {identity}
-                found = _scan(os.path.join(root, unescape(key)), key, include)
-                todo.extend((name, entry, inside) for name, entry in sorted(found, reverse=True))
+            key, size, inside = todo.pop()
+            if inside is None:
+                yield ImageRef(key, 0, size)
+            else:
+                found = _scan(os.path.join(root, unescape(key)), key, inside, include)
+                todo.extend(sorted(found, key=itemgetter(0), reverse=True))
 
 
-def _scan(path: str, prefix: str, include: tuple[str, ...]) -> Iterator[tuple[str, os.stat_result]]:
+def _scan(path: str, prefix: str, above: frozenset[_Identity], include: tuple[str, ...]) -> Iterator[_Entry]:
     """The images and the folders (with a slash) right in a folder. A link to nothing is an image that is missing."""
     with os.scandir(path) as entries:
         for entry in entries:
@@ -92,10 +92,14 @@ def _scan(path: str, prefix: str, include: tuple[str, ...]) -> Iterator[tuple[st
             except OSError:
                 info = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
-                if not entry.name.startswith("."):
-                    yield f"{key}/", info
+                if not entry.name.startswith(".") and _identity(info) not in above:
+                    yield f"{key}/", 0, above | {_identity(info)}
             elif (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)) and is_image(key, include):
-                yield key, info
+                yield key, info.st_size, None
+
+
+def _identity(info: os.stat_result) -> _Identity:
+    return info.st_dev, info.st_ino
 
 
 def _list(fs: fsspec.AbstractFileSystem, root: str, include: tuple[str, ...]) -> Iterator[ImageRef]:

@@ -35,6 +35,8 @@ def unescape(key: str) -> str:
 
 def is_hidden(key: str) -> bool:
     """Whether the name or a folder above it begins with a dot; `.` and `..` themselves do not count."""
+    if not key.startswith(".") and "/." not in key:
+        return False
     return any(part.startswith(".") and part not in (".", "..") for part in key.split("/"))
 
 
@@ -45,7 +47,7 @@ def is_image(key: str, include: tuple[str, ...] = ()) -> bool:
     """
     if is_hidden(key):
         return False
-    name = posixpath.basename(key)
+    name = key.rpartition("/")[2]
     if include:
         return any(fnmatchcase(key if "/" in glob else name, glob) for glob in include)
     return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from prelabel.pipeline.sources.base import READ_SCHEMA, ImageRef, Shard, Source, Unit
 from prelabel.pipeline.sources.names import escape
-from prelabel.pipeline.sources.shards import check_unchanged, find_shards, naming, open_parquet, open_uri
+from prelabel.pipeline.sources.shards import check_unchanged, find_shards, open_parquet
 from prelabel.schemas.errors import SourceError
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "bytes")
@@ -46,9 +46,7 @@ class ParquetSource(Source):
 
     def read(self, unit: Unit) -> pa.Table:
         """The bytes of the unit's rows, from the row groups that hold them."""
-        fs, path = open_uri(unit.shard.uri)
-        with naming(unit.shard):
-            check_unchanged(fs, path, unit.shard)
+        check_unchanged(unit.shard)
         with open_parquet(unit.shard) as parquet:
             image = image_field(unit.shard, parquet.schema_arrow, self.options.image_column)
             data = _read_rows(parquet, image, int(unit.offsets[0]), int(unit.offsets[-1]) + 1)

@@ -130,10 +130,14 @@ def naming(shard: Shard) -> Iterator[None]:
         raise _damaged(shard, error) from error
 
 
-def check_unchanged(fs: fsspec.AbstractFileSystem, path: str, shard: Shard) -> None:
-    """Raises SourceError if a shard's file has another size than the plan recorded."""
-    fs.invalidate_cache(path)
-    size = fs.info(path)["size"]
+def check_unchanged(shard: Shard) -> None:
+    """Raises SourceError if a shard's file is gone or has another size than the plan recorded; a folder has none."""
+    if shard.size is None:
+        return
+    fs, path = open_uri(shard.uri)
+    with naming(shard):
+        fs.invalidate_cache(path)
+        size = fs.info(path)["size"]
     if size != shard.size:
         raise SourceError(
             f"{shard.uri} has changed since the plan was made: {size} bytes, planned {shard.size}; "

@@ -62,9 +62,9 @@ class WebDatasetSource(Source):
 
     def read(self, unit: Unit) -> pa.Table:
         """The members' bytes, read in as few ranges as their distances allow."""
+        check_unchanged(unit.shard)
         fs, path = open_uri(unit.shard.uri)
         with naming(unit.shard):
-            check_unchanged(fs, path, unit.shard)
             images = [Fetched(data) for data in _slices(fs, path, unit.offsets, unit.offsets + unit.sizes)]
         return read_table(unit, [f"tar://{key}::{unit.shard.uri}" for key in unit.keys], images)
 
