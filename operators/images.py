@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -34,17 +32,15 @@ MAX_IMAGE_PIXELS = 178_956_970
 # Decoders of pixels alone: none that starts Ghostscript, reads other files or draws text. JPEG brings MPO along.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "ICO")
 
-_UPRIGHT: Mapping[int, Image.Transpose] = MappingProxyType(
-    {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(Exception):
@@ -149,6 +145,8 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(orientation) if orientation in _UPRIGHT else 1
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001  what a camera wrote badly costs no image
         return 1
 
