@@ -14,7 +14,7 @@ import pyarrow as pa
 from prelabel.pipeline.sources.base import READ_SCHEMA, Unit
 from prelabel.pipeline.sources.names import escape
 from prelabel.pipeline.sources.shards import is_local
-from prelabel.pipeline.storage import patiently
+from prelabel.pipeline.storage import FINAL_ERRORS, patiently
 from prelabel.schemas.errors import SourceError
 
 THREADS = 16
@@ -85,10 +85,10 @@ def _read_local(path: str) -> bytes:
 
 @patiently
 def _read_remote(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
-    """As `fs.cat_file`, with each library's own exceptions sorted into final ones and OSError."""
+    """As `fs.cat_file`, with each library's own exceptions sorted into final ones and plain OSError."""
     try:
         return cast(bytes, fs.cat_file(path))
-    except (OSError, ValueError):
+    except (*FINAL_ERRORS, ValueError):
         raise
     except Exception as error:
         status = getattr(error, "status", None)

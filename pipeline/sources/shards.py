@@ -110,10 +110,11 @@ def listing(url: str) -> Iterator[None]:
 
 @contextmanager
 def naming(shard: Shard) -> Iterator[None]:
-    """Turns what is final about a shard's file into a SourceError that names it; a transient failure passes as it is.
+    """Turns what is final about a shard's file into a SourceError that names it.
 
     Raises:
         SourceError: the file is gone, refused or damaged.
+        OSError: the storage failed, for now; also in place of a storage library's own exceptions.
     """
     try:
         yield
@@ -123,11 +124,10 @@ def naming(shard: Shard) -> Iterator[None]:
         raise SourceError(f"{shard.uri} may not be read ({error}): ask for access to it, then resume") from error
     except (pa.ArrowException, tarfile.TarError, csv.Error) as error:
         raise _damaged(shard, error) from error
-    except OSError as error:
-        # Arrow's own word for bytes that make no sense is a bare OSError; a disk's or a network's has a number or type.
-        if type(error) is not OSError or error.errno is not None:
+    except Exception as error:
+        if isinstance(error, (OSError, PrelabelError)) or type(error).__module__ == "builtins":
             raise
-        raise _damaged(shard, error) from error
+        raise OSError(f"{shard.uri}: {error}") from error
 
 
 def check_unchanged(shard: Shard) -> None:
@@ -149,8 +149,15 @@ def check_unchanged(shard: Shard) -> None:
 def open_parquet(shard: Shard) -> Iterator[pq.ParquetFile]:
     """A shard's Parquet file, with the checksums of its pages (where it has them) verified on reading."""
     fs, path = open_uri(shard.uri)
-    with naming(shard), fs.open(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-        yield parquet
+    with naming(shard), fs.open(path, "rb") as file:
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                yield parquet
+        except OSError as error:
+            # Arrow's word for bytes that make no sense is a bare OSError; a disk's or a network's has a number or type.
+            if type(error) is OSError and error.errno is None:
+                raise pa.ArrowInvalid(str(error)) from error
+            raise
 
 
 def _damaged(shard: Shard, error: Exception) -> SourceError:

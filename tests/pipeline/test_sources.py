@@ -64,6 +64,13 @@ def error(url: object, options: SourceOptions | None = None) -> str:
     return str(caught.value)
 
 
+class ServerError(Exception):
+    """As an HTTP client's: not an OSError, with the server's status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
 # Every source
 
 
@@ -102,6 +109,22 @@ def test_any_range_of_a_shard_can_be_read(kind: str, root: str) -> None:
             table = source.read(some)
             assert table["bytes"].to_pylist() == data[start:end]
             assert table["image_id"].to_pylist() == list(range(50, 50 + end - start))
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+@pytest.mark.parametrize("failure", [TimeoutError("slow"), ServerError(503)], ids=repr)
+def test_storage_that_fails_for_now(kind: str, failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(write_source(kind, "memory://b", IMAGES))
+    (unit,) = units_of(source)
+
+    def fail(self: object, path: str, *_: object, **__: object) -> bytes:
+        raise failure
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    monkeypatch.setattr(MemoryFileSystem, "open", fail)
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    with pytest.raises(OSError, match=str(failure)):
+        source.read(unit)
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
@@ -253,13 +276,6 @@ def test_file_and_folder_that_are_gone_at_read_time(root: str) -> None:
     fs.rmdir(path)
     with pytest.raises(SourceError, match="gone"):
         source.read(unit)
-
-
-class ServerError(Exception):
-    """As an HTTP client's: not an OSError, with the server's status."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
 
 
 @pytest.mark.parametrize(
