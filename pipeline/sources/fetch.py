@@ -87,7 +87,11 @@ def _read_local(path: str) -> bytes:
 def _read_remote(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     """As `fs.cat_file`, with each library's own exceptions sorted into final ones and plain OSError."""
     try:
-        return cast(bytes, fs.cat_file(path))
+        try:
+            return cast(bytes, fs.cat_file(path))
+        except FileNotFoundError:  # believed when it is said twice, and not from a listing kept in memory
+            fs.invalidate_cache(path)
+            return cast(bytes, fs.cat_file(path))
     except (*FINAL_ERRORS, ValueError):
         raise
     except Exception as error:

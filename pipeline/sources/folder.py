@@ -62,8 +62,13 @@ def _check_folder(fs: fsspec.AbstractFileSystem, root: str, shard: Shard, images
     if not any(image.error_code == "missing" for image in images):
         return
     gone = not fs.exists(root)
-    if gone or (is_local(fs) and not os.listdir(root)):
+    if gone or (is_local(fs) and _is_empty(root)):
         raise SourceError(f"{shard.uri} is {'gone' if gone else 'empty'} since the plan was made: is its disk mounted?")
+
+
+def _is_empty(folder: str) -> bool:
+    with os.scandir(folder) as entries:
+        return next(entries, None) is None
 
 
 def _walk(shard: Shard, root: str, include: tuple[str, ...]) -> Iterator[ImageRef]:

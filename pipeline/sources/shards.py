@@ -102,8 +102,8 @@ def listing(url: str) -> Iterator[None]:
     except PrelabelError:
         raise
     except FileNotFoundError as error:
-        name = error.filename or next((arg for arg in error.args if isinstance(arg, str)), url)
-        raise SourceError(f"nothing is at {escape(name)}: check the path {escape(url)}") from error
+        what = escape(str(error.filename or next(iter(error.args), "")))
+        raise SourceError(f"nothing is at {escape(url)}: check the path{f' ({what})' if what else ''}") from error
     except Exception as error:  # each file system has its own: no credentials, no such host, no such bucket
         raise SourceError(f"can't list {escape(url)}: {escape(' '.join(str(error).split()))}") from error
 
