@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from prelabel.pipeline.sources.base import READ_SCHEMA, ImageRef, Shard, Source, Unit
 from prelabel.pipeline.sources.names import escape
-from prelabel.pipeline.sources.shards import check_unchanged, find_shards, open_parquet
+from prelabel.pipeline.sources.shards import check_rows, check_unchanged, find_shards, open_parquet
 from prelabel.schemas.errors import SourceError
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "bytes")
@@ -43,6 +43,7 @@ class ParquetSource(Source):
                 for key in _keys(parquet, group, row, image):
                     yield ImageRef(key, row, size)
                     row += 1
+            check_rows(parquet, row)
 
     def read(self, unit: Unit) -> pa.Table:
         """The bytes of the unit's rows, from the row groups that hold them."""
@@ -170,4 +171,6 @@ def _read_rows(parquet: pq.ParquetFile, image: pa.Field, start: int, end: int) -
         row += len(batch)
         if row >= end:
             break
+    if sum(map(len, pieces)) != end - start:
+        raise pa.ArrowInvalid(f"the rows {start}-{end} are not all there")
     return pa.concat_arrays(pieces)

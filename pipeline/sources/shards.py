@@ -122,7 +122,7 @@ def naming(shard: Shard) -> Iterator[None]:
         raise SourceError(f"{shard.uri} is gone: put it back, or start a new job") from error
     except PermissionError as error:
         raise SourceError(f"{shard.uri} may not be read ({error}): ask for access to it, then resume") from error
-    except (pa.ArrowException, tarfile.TarError, csv.Error) as error:
+    except (pa.ArrowException, tarfile.TarError, csv.Error, UnicodeDecodeError) as error:
         raise _damaged(shard, error) from error
     except Exception as error:
         if isinstance(error, (OSError, PrelabelError)) or type(error).__module__ == "builtins":
@@ -158,6 +158,12 @@ def open_parquet(shard: Shard) -> Iterator[pq.ParquetFile]:
             if type(error) is OSError and error.errno is None:
                 raise pa.ArrowInvalid(str(error)) from error
             raise
+
+
+def check_rows(parquet: pq.ParquetFile, count: int) -> None:
+    """Raises ArrowInvalid if the rows that were read are not all those that the file's footer counts."""
+    if count != parquet.metadata.num_rows:
+        raise pa.ArrowInvalid(f"{count} rows were found of {parquet.metadata.num_rows}")
 
 
 def _damaged(shard: Shard, error: Exception) -> SourceError:

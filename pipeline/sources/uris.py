@@ -14,7 +14,7 @@ import pyarrow as pa
 from prelabel.pipeline.sources.base import ImageRef, Shard, Source, Unit
 from prelabel.pipeline.sources.fetch import Fetched, fetch, fetch_all, read_table
 from prelabel.pipeline.sources.names import escape, unescape
-from prelabel.pipeline.sources.shards import find_shards, is_local, naming, open_parquet, open_uri
+from prelabel.pipeline.sources.shards import check_rows, find_shards, is_local, naming, open_parquet, open_uri
 from prelabel.pipeline.storage import open_url
 from prelabel.schemas.errors import SourceError
 
@@ -97,9 +97,12 @@ def _parquet_column(shard: Shard, wanted: str | None) -> Iterator[str]:
     with open_parquet(shard) as parquet:
         names = [field.name for field in parquet.schema_arrow if field.type in texts]
         column = find_column(shard, names, wanted)
+        rows = 0
         for batch in parquet.iter_batches(_ROWS, columns=[column]):
+            rows += len(batch)
             for value in batch.column(0).cast(pa.large_binary()).to_pylist():
                 yield (value or b"").decode("utf-8", "surrogateescape")
+        check_rows(parquet, rows)
 
 
 def _resolve(key: str, list_uri: str) -> str:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from prelabel.pipeline.sources.base import Source, Unit
+from prelabel.pipeline.sources import open_source
+from prelabel.pipeline.sources.base import Source, SourceOptions, Unit
 
 
 def tiny_images(count: int = 7) -> dict[str, bytes]:
@@ -104,3 +105,9 @@ def units_of(source: Source, size: int | None = None) -> Iterator[Unit]:
             offsets, sizes = (np.array([getattr(ref, name) for ref in some], np.int64) for name in ("offset", "size"))
             yield Unit(number, shard, image_id, [ref.key for ref in some], offsets, sizes)
             number, image_id = number + 1, image_id + len(some)
+
+
+def read(url: object, options: SourceOptions | None = None) -> list[dict]:
+    """All rows of a source, as its `read` gives them."""
+    source = open_source(str(url), options)
+    return [row for unit in units_of(source) for row in source.read(unit).to_pylist()]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from shards import (
+    read,
     tar_bytes,
     tiny_images,
     units_of,
@@ -43,11 +44,6 @@ def _no_memory() -> None:
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder with brackets in its name, which must never count as a glob."""
     return f"{tmp_path}/data [1]" if request.param == "local" else "memory://data [1]"
-
-
-def read(url: object, options: SourceOptions | None = None) -> list[dict]:
-    source = open_source(str(url), options)
-    return [row for unit in units_of(source) for row in source.read(unit).to_pylist()]
 
 
 def keys(url: object, options: SourceOptions | None = None) -> list[str]:
@@ -182,36 +178,6 @@ def test_nothing_there(root: str, tmp_path: Path) -> None:
     assert "can't tell" in error(f"{root}/notes.doc")
     assert keys(root) == []
     assert keys(tmp_path) == []
-
-
-# Names
-
-HOSTILE = [
-    b"a b.png", b"'\"`$(x).png", b"new\nline.png", "한국어.png".encode(), b"caf\xc3\xa9.png", b"cafe\xcc\x81.png",
-    b"caf\xe9.png", b"\\xe9.png", b"[ab]*?{0..1}.png", b"a::b.png", b"http:x.png", b"#1.png", b"%41.png", b"a\\b.png",
-    "\u202egnp.png".encode(),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["folder", "webdataset", "uris"])
-def test_hostile_names_round_trip(kind: str, tmp_path: Path) -> None:
-    files = {os.fsdecode(name): name for name in HOSTILE}
-    if kind == "webdataset":
-        write_tar(f"{tmp_path}/x.tar", files)
-        url = f"{tmp_path}/x.tar"
-    else:
-        for name, data in files.items():
-            (tmp_path / name).write_bytes(data)
-        url = str(tmp_path)
-    if kind == "uris":
-        url, files = f"{tmp_path}/list.csv", {n: d for n, d in files.items() if "\udce9" not in n}
-        write_list(url, list(files))
-    rows = read(url)
-    assert {os.fsencode(unescape(row["key"])): row["bytes"] for row in rows} == {
-        os.fsencode(n): files[n] for n in files
-    }
-    if kind == "folder":
-        assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
 
 
 # Folders
