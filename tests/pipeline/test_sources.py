@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -332,6 +333,16 @@ def test_corrupt_parquet_is_named(tmp_path: Path) -> None:
     for data in (b"", b"PAR1", whole[:-20], whole[: len(whole) // 2], whole[:200] + b"\xff" * 60 + whole[260:]):
         path.write_bytes(data)
         assert "x.parquet is damaged" in error(path)
+
+
+def test_damaged_parquet_footer_never_gives_fewer_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    write_parquet(str(path), IMAGES)
+    whole = path.read_bytes()
+    for position in range(len(whole) - 300, len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 2]) + whole[position + 1 :])
+        with suppress(SourceError):
+            assert len(read(path)) == len(IMAGES)
 
 
 # Lists
