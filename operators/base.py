@@ -74,11 +74,13 @@ class Model(ABC):
         name: as `family:name`, the way it was asked for
         tasks: what it can do
         categories: what it can find
+        digest: SHA-256 of its weights, hexadecimal; empty where there is nothing to tell two versions apart
     """
 
     name: str
     tasks: frozenset[Task]
     categories: CategorySet
+    digest: str = ""
 
     @abstractmethod
     def input_size(self, height: int, width: int) -> tuple[int, int]:

@@ -1,0 +1,138 @@
+"""The registry of model families, and what a job says of its model; torch is imported when a model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from prelabel.schemas.categories import CategorySet
+from prelabel.schemas.errors import ModelError
+
+if TYPE_CHECKING:
+    from prelabel.operators.base import Model
+
+FAMILIES: dict[str, str] = {
+    "python": "prelabel.operators.models.python:PythonFamily",
+    "scenes": "prelabel.operators.models.scenes:ScenesFamily",
+    "torchvision": "prelabel.operators.models.torchvision:TorchvisionFamily",
+}
+"""Family -> "module:Class", imported on use."""
+
+EXTRAS: dict[str, str] = {}
+"""Package that a family imports and that may be missing -> the extra of `pip install` that brings it."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to load a model, the same in each process.
+
+    Attributes:
+        name: `family:rest`
+        weights: a name that the family knows, or a local file; None: the family's default
+        categories: what can be found; None: what the weights say
+        score_threshold: the network's own threshold is set to just this; None: 0.05, or its own where that is higher
+        device: "auto" (a GPU where there is one), "cpu" or "cuda"
+        path: the folder from which `python:` imports; None: the current one
+    """
+
+    name: str
+    weights: str | None = None
+    categories: CategorySet | None = None
+    score_threshold: float | None = None
+    device: str = "auto"
+    path: str | None = None
+
+    @property
+    def rest(self) -> str:
+        """The name without its family."""
+        return self.name.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What can be said of a loaded model without it: plain, for a process that has no torch.
+
+    Attributes:
+        name: as it was asked for
+        tasks: what it can do, sorted
+        categories: what it can find
+        digest: SHA-256 of its weights
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    categories: CategorySet
+    digest: str
+
+
+class Family(ABC):
+    """A kind of models, loaded in one way."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """What can follow `family:`, for people; finding out is cheap."""
+
+    @abstractmethod
+    def load(self, spec: ModelSpec) -> Model:
+        """The model, on its device. Raises ModelError."""
+
+    def weights_path(self, spec: ModelSpec) -> str | None:
+        """The local file with the weights, downloaded first where the family knows from where. Raises ModelError."""
+        return spec.weights
+
+
+def load_model(spec: ModelSpec) -> Model:
+    """The model, on its device.
+
+    Raises:
+        ModelError: the name is unknown, a package is missing, or the weights or categories don't fit.
+    """
+    return _family(spec.name).load(spec)
+
+
+def weights_path(spec: ModelSpec) -> str | None:
+    """The local file with the model's weights, downloaded if need be; None: there is none. Raises as `load_model`."""
+    return _family(spec.name).weights_path(spec)
+
+
+def describe(model: Model) -> ModelInfo:
+    """What a job's plan, fingerprint and tables need to know of the model."""
+    return ModelInfo(model.name, tuple(sorted(str(task) for task in model.tasks)), model.categories, model.digest)
+
+
+def available() -> dict[str, list[str]]:
+    """The names of each family's models; none of a family whose packages are missing."""
+    return {family: _names(family) for family in sorted(FAMILIES)}
+
+
+def unknown_model(name: str) -> ModelError:
+    """The error for a name that no family has, with the nearest names."""
+    full_names = [f"{family}:{rest}" for family, names in available().items() for rest in names]
+    known = {full if ":" in name else full.partition(":")[2]: full for full in full_names}
+    near = [known[match] for match in difflib.get_close_matches(name, known, n=2)]
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    return ModelError(f"there is no model {name!r}: {guess}`prelabel models` lists all")
+
+
+def _names(family: str) -> list[str]:
+    try:
+        return _family(f"{family}:").names()
+    except ModelError:
+        return []
+
+
+def _family(name: str) -> Family:
+    family, colon, _ = name.partition(":")
+    if not colon or family not in FAMILIES:
+        raise unknown_model(name)
+    module, _, attribute = FAMILIES[family].partition(":")
+    try:
+        loaded: Family = getattr(import_module(module), attribute)()
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise ModelError(f"{name} needs {error.name}: pip install 'prelabel[{EXTRAS[error.name]}]'") from None
+    return loaded

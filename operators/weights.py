@@ -1,0 +1,113 @@
+"""Weights files: read without running what is in them, named by their content, checked against the network."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prelabel.schemas.errors import ModelError
+
+SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"})
+"""Of the files that `read_weights` reads."""
+
+_NESTED = ("model", "state_dict", "model_state_dict")
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_COUNTER = "num_batches_tracked"  # has no part in a prediction; a frozen batch norm leaves it out
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of the file, hexadecimal. Raises ModelError where it can't be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelError(f"weights {path}: {error.strerror}: give a .safetensors or .pth file with --weights") from None
+    return digest.hexdigest()
+
+
+def state_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, in the names' order, hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """A network's tensors by name, floating point ones as float32, from a file that can't run anything.
+
+    A state_dict inside of a checkpoint is found under "model", "state_dict" or "model_state_dict"; the prefixes of
+    DataParallel and torch.compile are taken off.
+
+    Raises:
+        ModelError: the file is absent or damaged, holds pickled code or a program, or no state_dict
+    """
+    content = _read(path)
+    for key in _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ModelError(f"weights {path}: there is no state_dict in it: save the network's state_dict() alone")
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
+
+
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+    """Puts tensors from the file `path` into the network. Raises ModelError where names or shapes differ."""
+    own = {name: tensor.shape for name, tensor in network.state_dict().items() if not name.endswith(_COUNTER)}
+    given = {name: tensor.shape for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
+    differ = [f"{name} is missing" for name in own if name not in given]
+    differ += [f"{name} is not the network's" for name in given if name not in own]
+    differ += [
+        f"{name} is {tuple(given[name])} and not {tuple(own[name])}"
+        for name in own
+        if given.get(name, own[name]) != own[name]
+    ]
+    if differ:
+        rest = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise ModelError(f"weights {path} are another network's: {', '.join(differ[:3])}{rest}: check --model")
+    network.load_state_dict(tensors, strict=False)
+
+
+def _read(path: str) -> Any:
+    if not Path(path).is_file():
+        raise ModelError(f"weights {path}: no such file: give a .safetensors or .pth file with --weights")
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        return _unpickle(path)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"weights {path}: pickled code is refused: save the network's state_dict(), or use safetensors"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:120]
+        raise ModelError(f"weights {path}: not a weights file, or damaged ({reason}): save or copy it again") from None
+
+
+def _unpickle(path: str) -> Any:
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names or "data.pkl" not in names:
+            raise ModelError(f"weights {path}: a program is refused (TorchScript, torch.export): save the state_dict()")
+    # torchvision's own training scripts leave their command line in the checkpoint: a class without code
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
