@@ -69,7 +69,7 @@ class Box(NamedTuple):
 class Rounding(NamedTuple):
     """Where a kernel of torch rounds once, in a fused multiply-add, instead of twice."""
 
-    index: bool
+    source: bool
     blend: bool
 
 
@@ -155,7 +155,7 @@ def _multiply_add(a: np.float32, b: np.float32, c: np.float32, fused: bool) -> n
 
 
 @_compiled
-def _axis(nodes: int, size: int, start: int, stop: int, fused_index: bool) -> Axis:
+def _axis(nodes: int, size: int, start: int, stop: int, fused_source: bool) -> Axis:
     """For pixels start..stop of an axis of `size` pixels: the node before each, its weight, and that of the next one.
 
     The nodes are the padded mask's pixels along that axis.
@@ -165,7 +165,7 @@ def _axis(nodes: int, size: int, start: int, stop: int, fused_index: bool) -> Ax
     scale = np.float32(nodes) / np.float32(size)
     for pixel in range(start, stop):
         center = np.float32(pixel) + np.float32(0.5)
-        source = max(_multiply_add(scale, center, np.float32(-0.5), fused_index), np.float32(0))
+        source = max(_multiply_add(scale, center, np.float32(-0.5), fused_source), np.float32(0))
         before = min(int(source), nodes - 1)
         node[pixel - start] = before
         far[pixel - start] = source - np.float32(before)
@@ -209,10 +209,12 @@ def _profile(mask: np.ndarray, columns: Axis, x: int, fused: bool) -> np.ndarray
 
 
 @_compiled
-def _resize(mask: np.ndarray, height: int, width: int, small: bool, fused_index: bool, fused_blend: bool) -> np.ndarray:
+def _resize(
+    mask: np.ndarray, height: int, width: int, small: bool, fused_source: bool, fused_blend: bool
+) -> np.ndarray:
     """float32 (height, width): every value, to compare with torch's."""
-    rows = _axis(len(mask), height, 0, height, fused_index)
-    columns = _axis(len(mask), width, 0, width, fused_index)
+    rows = _axis(len(mask), height, 0, height, fused_source)
+    columns = _axis(len(mask), width, 0, width, fused_source)
     resized = np.empty((height, width), np.float32)
     for x in range(width):
         profile = _profile(mask, columns, x, fused_blend)
@@ -226,7 +228,7 @@ def _resize(mask: np.ndarray, height: int, width: int, small: bool, fused_index:
 
 
 @_compiled
-def _turn(edges: np.ndarray, found: int, row: int, inside: bool) -> int:
+def _turn(edges: np.ndarray, found: int, row: int, inside: bool | np.bool_) -> int:
     """From `row` on, a column is inside (or outside). An odd number of edges found means that it has been inside."""
     if (found % 2 == 1) == inside:
         return found
@@ -305,15 +307,15 @@ def _run_lengths(
     width: int,
     threshold: np.float32,
     small: bool,
-    fused_index: bool,
+    fused_source: bool,
     fused_blend: bool,
 ) -> np.ndarray:
     """The uint32 run lengths, in an image, of a padded mask whose box is at least partly visible."""
     nodes = len(mask)
     left, right = max(box.x0, 0), min(box.x1 + 1, width)
     top, bottom = max(box.y0, 0), min(box.y1 + 1, height)
-    columns = _axis(nodes, box.x1 - box.x0 + 1, left - box.x0, right - box.x0, fused_index)
-    rows = _axis(nodes, box.y1 - box.y0 + 1, top - box.y0, bottom - box.y0, fused_index)
+    columns = _axis(nodes, box.x1 - box.x0 + 1, left - box.x0, right - box.x0, fused_source)
+    rows = _axis(nodes, box.y1 - box.y0 + 1, top - box.y0, bottom - box.y0, fused_source)
     cells = np.searchsorted(rows[0], np.arange(nodes + 1))
     pitch = (box.y1 - box.y0 + 1) / nodes
     edges = np.empty(bottom - top + 2, np.int64)
