@@ -1,1 +1,1 @@
-"""What is done to images: decoding, models, operators. The middle floor; it runs without Ray."""
+"""What is done to images: pure operators over models, on a bare torch machine. The middle floor."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ class DetectorModel(Model):
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) of the padded input; a 0 in it where so thin an image shrinks to nothing.
 
-        For a network that keeps its transform to itself, the image's own size.
+        The image's own size for a network whose transform is not torchvision's.
         """
         return padded_size(getattr(self.network, "transform", None), height, width)
 
@@ -140,9 +139,10 @@ class DetectorModel(Model):
             with torch.inference_mode():
                 outputs = self.network([black])
         except Exception as error:
+            text = " ".join(str(error).split())
             raise ModelError(
                 f"{self.name} fails on a list of one float32 (3, {_PROBE}, {_PROBE}) image: {type(error).__name__}: "
-                f"{error}: give it torchvision's detection interface, or return a prelabel Model"
+                f"{text:.300}: give it torchvision's detection interface, or return a prelabel Model"
             ) from error
         if isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict):
             found: dict[str, Any] = outputs[0]
@@ -157,7 +157,9 @@ class DetectorModel(Model):
 def num_classes(network: nn.Module) -> int | None:
     """Width of the network's class scores, background included; None for a network that torchvision does not have."""
     for place in _NUM_CLASSES:
-        width = reduce(lambda owner, name: getattr(owner, name, None), place.split("."), network)
+        width: Any = network
+        for name in place.split("."):
+            width = getattr(width, name, None)
         if isinstance(width, int):
             return width
     return None
@@ -167,9 +169,10 @@ def padded_size(transform: nn.Module | None, height: int, width: int) -> tuple[i
     """The (height, width) that torchvision's transform resizes and pads an image to, in pixels.
 
     The arithmetic of `GeneralizedRCNNTransform.resize`, `interpolate(recompute_scale_factor=True)` and `batch_images`,
-    without the pixels. A 0 where the resize leaves nothing; the image's own size for any other transform.
+    without the pixels. A 0 where the resize leaves nothing; the image's own size for any other transform,
+    a subclass's as well.
     """
-    if not isinstance(transform, GeneralizedRCNNTransform):
+    if type(transform) is not GeneralizedRCNNTransform:  # a subclass often resizes in another way, or not at all
         return height, width
     if transform.fixed_size is not None:
         size = transform.fixed_size[1], transform.fixed_size[0]
@@ -239,7 +242,7 @@ def _settle_scales(network: nn.Module, device: torch.device) -> None:
         return
     pools = [module for module in network.roi_heads.modules() if isinstance(module, MultiScaleRoIAlign)]
     if pools:
-        fixed = network.transform.fixed_size is not None
+        fixed = getattr(network.transform, "fixed_size", None) is not None
         size = padded_size(network.transform, _SQUARE, _SQUARE) if fixed else (_SQUARE, _SQUARE)
         with torch.inference_mode():
             maps = network.backbone(torch.zeros(1, 3, *size, device=device))
@@ -265,8 +268,9 @@ def _only_heads(network: nn.Module, with_masks: bool) -> Iterator[None]:
 
 def _to_cpu(tensors: list[Tensor]) -> list[np.ndarray]:
     """The tensors as arrays, copied at once: one wait for the GPU and not one per image."""
-    rows = torch.cat(tensors).cpu().numpy()
-    return np.split(rows, np.cumsum([len(tensor) for tensor in tensors])[:-1])
+    rows = torch.cat(tensors)
+    rows = (rows.float() if rows.is_floating_point() else rows).cpu()
+    return np.split(rows.numpy(), np.cumsum([len(tensor) for tensor in tensors])[:-1])
 
 
 def _mask_runs(probabilities: Tensor) -> MaskRuns:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import posixpath
+import tempfile
 import uuid
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from prelabel.schemas.errors import JobError, UserError
 
+TEMPORARY = "_manifest/temporary"
+CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "prelabel")
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -45,6 +53,11 @@ def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(f"can't open {url}: {error}; {how}") from error
 
 
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is this machine's own."""
+    return isinstance(fs, LocalFileSystem)
+
+
 @patiently
 def read_file(fs: fsspec.AbstractFileSystem, path: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes of a file, or its range [start, end); a short answer counts as a failure and is asked for again."""
@@ -67,7 +80,7 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether the folder is on a disk of this machine (or mounted there)."""
-        return "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        return is_local(self.fs)
 
     def path(self, name: str) -> str:
         """What the file system calls the file of this name."""
@@ -97,21 +110,21 @@ class Storage:
     def put(self, name: str, data: bytes) -> None:
         """Writes the file whole or not at all, replacing an older one; on return the bytes are safe.
 
-        A local disk gets a hidden temporary name, fsync and a rename; a bucket's single put is atomic by itself.
+        A local disk gets a temporary file, fsync and a rename; a bucket's single put is atomic by itself. Temporary
+        files lie in a folder of their own, so that what a crash leaves is never beside the parts.
         """
         path = self.path(name)
         if not self.is_local:
             self.fs.pipe_file(path, data)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
+        temporary = self.path(f"{TEMPORARY}/{uuid.uuid4().hex}")
+        for folder in (os.path.dirname(path), os.path.dirname(temporary)):
+            os.makedirs(folder, exist_ok=True)
         try:
-            _write_and_sync(temporary, data, os.O_EXCL)
+            _write_and_sync(temporary, data)
             os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+        finally:
+            Path(temporary).unlink(missing_ok=True)
         _sync_folder(os.path.dirname(path))
 
     def create(self, name: str, data: bytes) -> bool:
@@ -120,11 +133,14 @@ class Storage:
         try:
             if self.is_local:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                _write_and_sync(path, data, os.O_EXCL)
+                _write_and_sync(path, data)
             else:
                 self.fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
+        except OSError:
+            # What was reported as failed may have been done: only reading it back tells.
+            if not self.exists(name):
+                raise
+            return self.read(name) == data
         return True
 
     def delete(self, name: str) -> None:
@@ -133,6 +149,16 @@ class Storage:
             self.fs.rm_file(self.path(name))
         except FileNotFoundError:
             return
+
+    def delete_temporary(self) -> None:
+        """Removes what writes that were cut short have left."""
+        for name in self.names(TEMPORARY):
+            self.delete(f"{TEMPORARY}/{name}")
+
+    def check_shared(self) -> None:
+        """Raises JobError for a file system that lives in this process alone: workers are other processes."""
+        if isinstance(self.fs, MemoryFileSystem):
+            raise JobError(f"{self.url} can't be seen by worker processes: choose another --output")
 
     def check_writable(self) -> None:
         """Raises JobError if nothing can be written here."""
@@ -144,12 +170,41 @@ class Storage:
             raise JobError(f"can't write to {self.url}: {error}; choose another --output or mend its rights") from error
 
 
-def _write_and_sync(path: str, data: bytes, flags: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
+@contextmanager
+def writing(url: str) -> Iterator[BinaryIO]:
+    """A file to stream into; it takes its place under the URL only when the block ends without an error."""
+    fs, path = open_url(url)
+    if not is_local(fs):
+        with tempfile.NamedTemporaryFile() as here:
+            yield cast(BinaryIO, here)
+            here.flush()
+            patiently(fs.put_file)(here.name, path)
+        return
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex}.partial"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def local_copy(url: str) -> str:
+    """The path of a file on this machine's disk: its own, or that of a copy in the cache folder."""
+    fs, path = open_url(url)
+    if is_local(fs):
+        return path
+    return cast(str, fsspec.open_local(f"filecache::{url}", filecache={"cache_storage": CACHE, "check_files": True}))
+
+
+def _write_and_sync(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
         file.write(data)
         file.flush()
-        os.fsync(descriptor)
+        os.fsync(file.fileno())
 
 
 def _sync_folder(path: str) -> None:

@@ -19,7 +19,7 @@ def _required(name: str, of: pa.DataType) -> pa.Field:
 
 NAME = pa.dictionary(pa.int32(), pa.string())
 BBOX = pa.struct([_required(side, pa.float32()) for side in ("x", "y", "width", "height")])
-SEGMENTATION = pa.struct([_required("size", pa.list_(pa.int32(), 2)), _required("counts", pa.string())])
+SEGMENTATION = pa.struct([pa.field("size", pa.list_(pa.int32(), 2)), pa.field("counts", pa.string())])
 LABEL = pa.struct(
     [_required("category_id", pa.int32()), _required("category", pa.string()), _required("score", pa.float32())]
 )

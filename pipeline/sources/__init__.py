@@ -10,7 +10,8 @@ from typing import cast
 
 from prelabel.pipeline.sources.base import Shard, Source, SourceOptions
 from prelabel.pipeline.sources.names import COMPRESSED_TARS, IMAGE_SUFFIXES
-from prelabel.pipeline.sources.shards import Found, find, is_local, listing, open_uri
+from prelabel.pipeline.sources.shards import Found, find, listing, open_uri
+from prelabel.pipeline.storage import is_local
 from prelabel.schemas.errors import SourceError
 
 SOURCES: dict[str, str] = {

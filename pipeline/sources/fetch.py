@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from prelabel.pipeline.sources.base import READ_SCHEMA, Unit
 from prelabel.pipeline.sources.names import escape
-from prelabel.pipeline.sources.shards import is_local
-from prelabel.pipeline.storage import FINAL_ERRORS, patiently
+from prelabel.pipeline.storage import FINAL_ERRORS, is_local, patiently
 from prelabel.schemas.errors import SourceError
 
 THREADS = 16

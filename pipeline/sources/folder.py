@@ -14,7 +14,8 @@ import pyarrow as pa
 from prelabel.pipeline.sources.base import ImageRef, Shard, Source, Unit
 from prelabel.pipeline.sources.fetch import Fetched, fetch, fetch_all, read_table
 from prelabel.pipeline.sources.names import escape, is_image, unescape
-from prelabel.pipeline.sources.shards import find, is_local, naming, open_uri
+from prelabel.pipeline.sources.shards import find, naming, open_uri
+from prelabel.pipeline.storage import is_local
 from prelabel.schemas.errors import SourceError
 
 _Identity = tuple[int, int]  # of a folder: device and inode

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from prelabel.pipeline.sources.base import Shard
 from prelabel.pipeline.sources.names import escape, is_hidden, unescape
-from prelabel.pipeline.storage import open_url
+from prelabel.pipeline.storage import is_local, open_url
 from prelabel.schemas.errors import PrelabelError, SourceError
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
@@ -31,11 +30,6 @@ class Found(NamedTuple):
 
     uri: str
     size: int | None
-
-
-def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether a file system is this machine's."""
-    return isinstance(fs, LocalFileSystem)
 
 
 def open_uri(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:

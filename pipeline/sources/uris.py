@@ -14,8 +14,8 @@ import pyarrow as pa
 from prelabel.pipeline.sources.base import ImageRef, Shard, Source, Unit
 from prelabel.pipeline.sources.fetch import Fetched, fetch, fetch_all, read_table
 from prelabel.pipeline.sources.names import escape, unescape
-from prelabel.pipeline.sources.shards import check_rows, find_shards, is_local, naming, open_parquet, open_uri
-from prelabel.pipeline.storage import open_url
+from prelabel.pipeline.sources.shards import check_rows, find_shards, naming, open_parquet, open_uri
+from prelabel.pipeline.storage import is_local, open_url
 from prelabel.schemas.errors import SourceError
 
 URI_NAMES = ("url", "uri", "path", "image", "file_name", "filename", "image_url")

@@ -1,0 +1,88 @@
+"""How good the labels are, measured against a COCO ground truth by pycocotools."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import Any
+
+import orjson
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.storage import open_url, read_file
+from prelabel.schemas.coco import to_result
+from prelabel.schemas.errors import UserError
+
+METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100")
+KINDS = {"boxes": "bbox", "masks": "segm"}
+
+
+def evaluate(dataset: LabelDataset, truth: str) -> dict[str, dict[str, float]]:
+    """COCO's AP and AR (Lin et al. 2014, as pycocotools has them) by kind: boxes, and masks where the labels have them.
+
+    Args:
+        dataset: the labels
+        truth: URL of a COCO instances document; its images are matched by file name
+
+    Raises:
+        UserError: the truth is no such document, or none of its images was labeled.
+    """
+    document = _read(truth)
+    ids = _matching_ids(dataset, document, truth)
+    results = list(_results(dataset, ids))
+    with redirect_stdout(io.StringIO()):
+        expected = COCO()
+        expected.dataset = document
+        expected.createIndex()
+        kinds = [kind for kind in KINDS if kind == "boxes" or all("segmentation" in result for result in results)]
+        return {kind: _measure(expected, results, kind, sorted(ids.values())) for kind in kinds}
+
+
+def _read(truth: str) -> dict[str, Any]:
+    fs, path = open_url(truth)
+    try:
+        document = orjson.loads(read_file(fs, path))
+    except FileNotFoundError as error:
+        raise UserError(f"--truth {truth}: there is no such file") from error
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"--truth {truth} is not JSON: {error}") from error
+    if not isinstance(document, dict) or not {"images", "annotations", "categories"} <= document.keys():
+        raise UserError(f"--truth {truth} is no COCO instances document: images, annotations or categories are absent")
+    return document
+
+
+def _matching_ids(dataset: LabelDataset, document: dict[str, Any], truth: str) -> dict[int, int]:
+    """Our image ids -> the truth's: by the whole key, else by its last part."""
+    theirs = {image["file_name"]: image["id"] for image in document["images"]}
+    ids: dict[int, int] = {}
+    for batch in dataset.batches("images", ["image_id", "key"]):
+        for image_id, key in zip(batch["image_id"].to_pylist(), batch["key"].to_pylist(), strict=True):
+            name = key if key in theirs else key.rpartition("/")[2]
+            if name in theirs:
+                ids[image_id] = theirs[name]
+    if not ids:
+        raise UserError(
+            f"none of the images in {truth} was labeled: file_name must be an image's key, or its last part"
+        )
+    return ids
+
+
+def _results(dataset: LabelDataset, ids: dict[int, int]) -> Iterator[dict[str, Any]]:
+    for batch in dataset.batches("annotations"):
+        for result in to_result(batch):
+            if result["image_id"] in ids:
+                yield result | {"image_id": ids[result["image_id"]]}
+
+
+def _measure(expected: COCO, results: list[dict[str, Any]], kind: str, image_ids: list[int]) -> dict[str, float]:
+    if not results:
+        return dict.fromkeys(METRICS, 0.0)
+    evaluation = COCOeval(expected, expected.loadRes([dict(result) for result in results]), KINDS[kind])
+    evaluation.params.imgIds = image_ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=False)}

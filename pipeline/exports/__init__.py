@@ -1,0 +1,27 @@
+"""Targets that labels can be written for: the registry, and what an export is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from prelabel.pipeline.exports.base import Exporter
+from prelabel.schemas.errors import UserError
+
+EXPORTS: dict[str, str] = {
+    "coco": "prelabel.pipeline.exports.coco:CocoInstances",
+    "coco-results": "prelabel.pipeline.exports.coco:CocoResults",
+}
+"""Format name -> "module:Class", imported on use."""
+
+
+def exporter_of(name: str) -> Exporter:
+    """The exporter of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in EXPORTS:
+        raise UserError(f"there is no export format {name!r}: choose from {', '.join(sorted(EXPORTS))}")
+    module, _, attribute = EXPORTS[name].partition(":")
+    exporter: Exporter = getattr(import_module(module), attribute)()
+    return exporter

@@ -1,0 +1,31 @@
+"""What an export is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from prelabel.pipeline.dataset import LabelDataset
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was written where."""
+
+    to: str
+    images: int
+    annotations: int
+
+
+class Exporter(ABC):
+    """Writes committed labels in another tool's format; a subclass handles one, its name goes into the registry."""
+
+    @abstractmethod
+    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+        """Writes the file or folder `to`, which appears whole or not at all.
+
+        Memory does not grow with the number of annotations.
+
+        Raises:
+            UserError: the labels can't be said in this format.
+        """

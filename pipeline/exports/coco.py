@@ -1,0 +1,38 @@
+"""COCO's JSON documents: instances (images, annotations, categories) and results (what pycocotools' loadRes takes)."""
+
+from __future__ import annotations
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.exports.base import Exporter, ExportSummary
+from prelabel.pipeline.storage import writing
+from prelabel.schemas.coco import write_instances, write_results
+from prelabel.schemas.tables import SCHEMA_VERSION
+
+
+class CocoInstances(Exporter):
+    """One instances document; image ids are the job's, `file_name` is the image's key."""
+
+    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+        """Writes the images that could be read, with all of their annotations."""
+        info = {
+            "description": f"labels by {dataset.record.model['name']}",
+            "date_created": dataset.record.created,
+            "version": SCHEMA_VERSION,
+            "fingerprint": dataset.record.fingerprint,
+        }
+        with writing(to) as out:
+            images, annotations = write_instances(
+                out, dataset.batches("images"), dataset.batches("annotations"), dataset.categories, info
+            )
+        return ExportSummary(to, images, annotations)
+
+
+class CocoResults(Exporter):
+    """A list of results: image_id, category_id, bbox, score, and the segmentation where there are masks."""
+
+    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+        """Writes all annotations."""
+        with writing(to) as out:
+            annotations = write_results(out, dataset.batches("annotations"))
+        images = sum(len(batch) for batch in dataset.batches("images", ["image_id"]))
+        return ExportSummary(to, images, annotations)

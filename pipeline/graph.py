@@ -1,0 +1,366 @@
+"""The job on Ray Data: read tasks, a pool of actors that hold the model, write tasks. The only module that imports ray.
+
+One unit is one block from read to write, and nothing may merge or split it: exactly one read task per unit, no largest
+block size, no batch size. Read and write tasks ask for other resources than the actors, which keeps Ray from fusing
+them with the model: it would wait for storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import Block, BlockMetadata
+from ray.data.datasource import Datasink
+from ray.exceptions import RayError
+
+from prelabel.operators.models import ModelSpec
+from prelabel.pipeline.manifest import Manifest
+from prelabel.pipeline.sources import source_of_kind
+from prelabel.pipeline.sources.base import SourceOptions, Unit
+from prelabel.pipeline.storage import Storage, local_copy
+from prelabel.pipeline.writer import write_unit
+from prelabel.schemas.errors import PrelabelError, UserError
+from prelabel.schemas.job import Runtime
+
+IO_CPUS = 0.5
+"""What a read or a write task asks for: two of them share the processor that the actors leave."""
+CPUS_PER_WORKER = 4
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a task or actor needs to know about the job; travels with each.
+
+    Attributes:
+        output: the job's URL
+        options: how the sources are read
+        spec: the model
+        tasks: what it is asked for
+        max_pixels: of one image
+        metadata: what each Parquet file carries
+    """
+
+    output: str
+    options: SourceOptions
+    spec: ModelSpec
+    tasks: tuple[str, ...]
+    max_pixels: int
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many actors there are, and what each may use."""
+
+    fewest: int
+    most: int
+    cpus: int
+    gpus: float
+    batch_size: int
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Ray, quiet: the caller's if it is there, the cluster at the address, or one of our own on this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    # One processor more than there are: storage waits, mostly, and must never wait for the model.
+    own = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        with _stderr_closed():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Nothing reaches the terminal past Python: Ray's own libraries greet there, whatever the log level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def pool_of(runtime: Runtime) -> Pool:
+    """The pool that the runtime asks for, with the cluster's resources shared out where it leaves a choice.
+
+    Raises:
+        UserError: the cluster is too small for it.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = max(1, int(resources.get("CPU", 1)) - 1), resources.get("GPU", 0.0)
+    gpus_each = min(1.0, gpus) if runtime.gpus_per_worker is None else runtime.gpus_per_worker
+    default = int(gpus // gpus_each) if gpus_each else max(1, cpus // CPUS_PER_WORKER)
+    fewest, most = runtime.worker_range or (default, default)
+    cpus_each = runtime.cpus_per_worker or max(1, cpus // most)
+    if runtime.address is None and (fewest * cpus_each > cpus or fewest * gpus_each > gpus):
+        raise UserError(
+            f"--workers {fewest} of {cpus_each} CPUs and {gpus_each:g} GPUs each do not fit on this machine with "
+            f"{cpus} CPUs and {gpus:g} GPUs: ask for fewer workers, --cpus-per-worker or --gpus-per-worker"
+        )
+    return Pool(fewest, most, cpus_each, gpus_each, runtime.batch_size or (8 if gpus_each else 1))
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What the driver must know about a model without importing torch."""
+
+    tasks: tuple[str, ...]
+    tables: tuple[str, ...]
+    categories_json: str
+    digest: str
+    versions: dict[str, str]
+
+
+def describe(spec: ModelSpec, tasks: Iterable[str]) -> ModelDescription:
+    """Builds the model once, in a worker process, and says what it is.
+
+    Raises:
+        ModelError: it can't be built, or can't do the tasks.
+    """
+    # max_calls: the process ends with the task, and gives torch's memory back.
+    found = ray.get(ray.remote(max_calls=1, num_cpus=1)(_describe).remote(spec, tuple(tasks)))
+    if isinstance(found, PrelabelError):
+        raise found
+    assert isinstance(found, ModelDescription)
+    return found
+
+
+def _describe(spec: ModelSpec, asked: tuple[str, ...]) -> ModelDescription | PrelabelError:
+    from importlib.metadata import version
+
+    from prelabel.operators.models import load_model
+    from prelabel.operators.registry import chosen_tasks, operators_for
+
+    try:
+        model = load_model(_here(spec))
+        tasks = chosen_tasks(model, asked)
+    except PrelabelError as error:
+        return error
+    tables = {"images", *(operator.table for operator in operators_for(tasks))}
+    packages = ("prelabel", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "numba")
+    return ModelDescription(
+        tuple(map(str, tasks)),
+        tuple(sorted(tables)),
+        model.categories.to_json(),
+        model.digest,
+        {package: version(package) for package in packages},
+    )
+
+
+def _here(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, weights=local_copy(spec.weights)) if spec.weights and "://" in spec.weights else spec
+
+
+def label_wave(
+    work: Work, units: list[Unit], pool: Pool, max_failed_units: int, progress: Callable[[int], None]
+) -> list[str]:
+    """Reads, labels and commits units; the manifest says afterwards which of them are done.
+
+    `progress` is told, about twice a second, how many images have been labeled so far. Returns what Ray Data had to
+    say of units that failed.
+    """
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = None
+    context.max_errored_blocks = max_failed_units
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    with DataContext.current(context), _errors_collected() as errors, _counted(progress) as counter:
+        blocks = ray.data.read_datasource(_Units(work, units), override_num_blocks=len(units), num_cpus=IO_CPUS)
+        tables = _with_workers(blocks, work, pool, counter)
+        tables.write_datasink(_Commits(work), ray_remote_args={"num_cpus": IO_CPUS})
+    return errors
+
+
+def _with_workers(blocks: ray.data.Dataset, work: Work, pool: Pool, counter: Any) -> ray.data.Dataset:
+    with warnings.catch_warnings():
+        # Ray 2.60 deprecates further arguments, and has no other way yet to say max_task_retries; its default would
+        # retry for ever a unit that kills its worker every time.
+        warnings.simplefilter("ignore")
+        return blocks.map_batches(
+            _Worker,
+            fn_constructor_args=(work, pool, counter),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            max_task_retries=2,
+        )
+
+
+class _Collector(logging.Handler):
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self.errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.errors.append(self.format(record))
+
+
+@contextmanager
+def _errors_collected() -> Iterator[list[str]]:
+    """What Ray Data logs as errors: with max_errored_blocks, a failed block is otherwise nowhere to be seen."""
+    errors: list[str] = []
+    ray_data, collector = logging.getLogger("ray.data"), _Collector(errors)
+    handlers, propagate = ray_data.handlers[:], ray_data.propagate
+    ray_data.handlers, ray_data.propagate = [collector], False
+    try:
+        yield errors
+    finally:
+        ray_data.handlers, ray_data.propagate = handlers, propagate
+
+
+class _Count:
+    """An actor that adds up the images labeled so far: Ray Data's own progress counts blocks, minutes of work each."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def add(self, images: int) -> None:
+        self.images += images
+
+    def total(self) -> int:
+        return self.images
+
+
+@contextmanager
+def _counted(progress: Callable[[int], None]) -> Iterator[Any]:
+    counter = ray.remote(num_cpus=0)(_Count).remote()
+    done = threading.Event()
+
+    def poll() -> None:
+        while not done.wait(POLL_SECONDS):
+            try:
+                progress(ray.get(counter.total.remote(), timeout=5))
+            except RayError:
+                continue
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield counter
+    finally:
+        done.set()
+        thread.join()
+
+
+class _Units(Datasource):
+    """One read task per unit."""
+
+    def __init__(self, work: Work, units: list[Unit]) -> None:
+        super().__init__()
+        self.work = work
+        self.units = units
+
+    def get_name(self) -> str:
+        return "Units"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return sum(int(unit.sizes.sum()) for unit in self.units)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        return [
+            ReadTask(partial(_read, self.work, unit), BlockMetadata(len(unit), int(unit.sizes.sum()), None, None))
+            for unit in self.units
+        ]
+
+
+def _read(work: Work, unit: Unit) -> Iterator[Block]:
+    with _failure_recorded(work, unit.number):
+        rows = source_of_kind(unit.shard.kind, unit.shard.uri, work.options).read(unit)
+    rows = rows.append_column("shard", pa.array([unit.shard.uri] * len(rows), pa.string()))
+    yield rows.append_column("unit", pa.array([unit.number] * len(rows), pa.int32()))
+
+
+@contextmanager
+def _failure_recorded(work: Work, unit: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        Manifest(Storage(work.output)).record_failure(unit, error)
+        raise
+
+
+class _Worker:
+    """An actor of the pool: holds the model; a unit's block in, its tables in one row out."""
+
+    def __init__(self, work: Work, pool: Pool, counter: Any) -> None:
+        import torch
+
+        from prelabel.operators.base import Task
+        from prelabel.operators.label import Labeler
+        from prelabel.operators.models import load_model
+        from prelabel.operators.registry import operators_for
+
+        torch.set_num_threads(pool.cpus)
+        self.work = work
+        spec = replace(_here(work.spec), device="cuda" if pool.gpus else "cpu")
+        self.labeler = Labeler(
+            load_model(spec),
+            operators_for(map(Task, work.tasks)),
+            batch_size=pool.batch_size,
+            max_pixels=work.max_pixels,
+            threads=pool.cpus,
+            progress=lambda images: counter.add.remote(images),
+        )
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        unit = block["unit"][0].as_py()
+        began = perf_counter()
+        with _failure_recorded(self.work, unit):
+            tables = self.labeler.label(block)
+        packed = {name: [_to_ipc(table)] for name, table in tables.items()}
+        return pa.table({"unit": [unit], "label_seconds": [perf_counter() - began], **packed})
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.unify_dictionaries().combine_chunks())
+    return sink.getvalue().to_pybytes()
+
+
+class _Commits(Datasink[None]):
+    """Writes each unit's parts and its commit, in the write task: a callback at the end would die with the driver."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        manifest = Manifest(Storage(self.work.output))
+        for block in blocks:
+            for row in block.to_pylist():
+                unit, timings = row.pop("unit"), {"label_seconds": round(row.pop("label_seconds"), 3)}
+                tables = {name: pa.ipc.open_stream(data).read_all() for name, data in row.items()}
+                write_unit(manifest, unit, tables, self.work.metadata, timings)

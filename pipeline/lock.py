@@ -1,0 +1,154 @@
+"""One runner per job: `lock.json` says who is running, with a heartbeat.
+
+No clock is compared between machines: a lock is fresh while its beat is seen to change. Should two runners work on one
+job all the same, both write the same bytes under the same names: work is wasted, nothing is lost or there twice.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+import orjson
+import psutil
+
+from prelabel.pipeline.manifest import FOLDER, to_json
+from prelabel.pipeline.storage import Storage
+from prelabel.schemas.errors import JobError
+
+LOCK = f"{FOLDER}/lock.json"
+BEAT_SECONDS = 5.0
+BEATS_TO_WAIT = 3
+
+
+class Lock:
+    """Context manager: holds the job's lock, beating on a thread of its own.
+
+    Args:
+        storage: the job's output
+        take_over: whether to take a lock that someone else holds
+
+    Raises:
+        JobError: on entering, someone else holds it.
+    """
+
+    def __init__(self, storage: Storage, take_over: bool = False, beat_seconds: float = BEAT_SECONDS) -> None:
+        self.storage = storage
+        self.take_over = take_over
+        self.beat_seconds = beat_seconds
+        self.owner = {"owner": uuid.uuid4().hex, **_this_process()}
+        self.lost = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+
+    def __enter__(self) -> Lock:
+        if not self.storage.create(LOCK, self._content(0)):
+            self._replace()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if _owner(_read(self.storage)) == self.owner["owner"]:
+            self.storage.delete(LOCK)
+
+    def check(self) -> None:
+        """Raises JobError if someone else has taken the job over."""
+        if self.lost.is_set():
+            raise JobError(f"another runner has taken over {self.storage.url}; this one stops")
+
+    def _content(self, beat: int) -> bytes:
+        return to_json({**self.owner, "beat": beat})
+
+    def _replace(self) -> None:
+        held = _read(self.storage)
+        if held is not None and not self.take_over and self._is_fresh(held):
+            raise JobError(
+                f"{self.storage.url} is being worked on by process {held.get('pid')} on {held.get('host')}: wait for "
+                f"it, or take the job over with `prelabel resume {self.storage.url} --take-over`"
+            )
+        self.storage.put(LOCK, self._content(0))
+        # Two may have found the old lock stale: the later of their writes stands, and both look again.
+        time.sleep(self.beat_seconds / 5)
+        if _owner(_read(self.storage)) != self.owner["owner"]:
+            raise JobError(f"another runner took {self.storage.url} at the same moment; this one stops")
+
+    def _is_fresh(self, held: dict[str, Any]) -> bool:
+        here = _this_process()
+        if held.get("machine") == here["machine"]:
+            return _is_alive(held)
+        for _ in range(BEATS_TO_WAIT):
+            time.sleep(self.beat_seconds)
+            if _read(self.storage) not in (held, None):
+                return True
+        return False
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._done.wait(self.beat_seconds):
+            beat += 1
+            try:
+                if _owner(_read(self.storage)) != self.owner["owner"]:
+                    self.lost.set()
+                    return
+                self.storage.put(LOCK, self._content(beat))
+            except OSError:
+                continue  # a beat that storage swallows is no reason to stop the work
+
+
+def holder(storage: Storage) -> dict[str, Any] | None:
+    """Who holds the lock, as far as the file says; on this machine, only while the process lives."""
+    held = _read(storage)
+    if held is None or (held.get("machine") == _this_process()["machine"] and not _is_alive(held)):
+        return None
+    return held
+
+
+def _read(storage: Storage) -> dict[str, Any] | None:
+    try:
+        content = orjson.loads(storage.read(LOCK))
+    except FileNotFoundError:
+        return None
+    except orjson.JSONDecodeError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _owner(held: dict[str, Any] | None) -> str | None:
+    return held.get("owner") if held else None
+
+
+def _this_process() -> dict[str, Any]:
+    """Names this process, and the machine down to its boot and process namespace: pids mean nothing beyond them."""
+    host = socket.gethostname()
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        machine = f"{host} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        machine = f"{host} {psutil.boot_time()}"
+    return {"host": host, "machine": machine, "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _is_alive(held: dict[str, Any]) -> bool:
+    try:
+        return _started(int(held["pid"])) == held["started"]
+    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return False
+
+
+def _started(pid: int) -> float:
+    """When a living process began: ticks since boot where Linux says so, since a wall clock may be set in between."""
+    process = psutil.Process(pid)
+    if process.status() == psutil.STATUS_ZOMBIE:
+        raise psutil.NoSuchProcess(pid)
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return float(file.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return process.create_time()

@@ -1,0 +1,154 @@
+"""What `resume` needs: the plan, what has been committed, what has failed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from prelabel.pipeline.plan import from_table, to_table
+from prelabel.pipeline.sources.base import Unit
+from prelabel.pipeline.storage import Storage
+from prelabel.schemas.errors import JobError
+from prelabel.schemas.job import JobRecord
+
+FOLDER = "_manifest"
+JOB = f"{FOLDER}/job.json"
+UNITS = f"{FOLDER}/units"
+COMMITS = f"{FOLDER}/commits"
+FAILURES = f"{FOLDER}/failures"
+UNITS_PER_PLAN_FILE = 1_000
+"""One file of the plan is one wave of work, so the driver never holds more units than this."""
+READ_THREADS = 16
+
+
+def unit_name(unit: int) -> str:
+    """The file name of a unit's commit or failure."""
+    return f"{unit:08d}.json"
+
+
+def to_json(value: Any) -> bytes:
+    """Indented, for people who look."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+class Manifest:
+    """The `_manifest` folder of a job's output."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    # The plan
+
+    def check_free(self) -> None:
+        """Raises JobError unless a new job may begin here: nothing is there, or a plan that was never finished."""
+        if self.storage.exists(JOB):
+            raise JobError(
+                f"{self.storage.url} holds a job already: continue it with `prelabel resume {self.storage.url}`, "
+                "or choose another --output"
+            )
+        others = [name for name in self.storage.names("") if name != FOLDER]
+        if others:
+            raise JobError(f"{self.storage.url} is not empty (it holds {others[0]!r}): choose another --output")
+
+    def write_plan(self, units: Iterable[Unit]) -> tuple[int, int]:
+        """Writes the plan in place of an unfinished one; returns the numbers of units and of images."""
+        for name in self.storage.names(UNITS):
+            self.storage.delete(f"{UNITS}/{name}")
+        remaining = iter(units)
+        count = images = 0
+        while some := list(islice(remaining, UNITS_PER_PLAN_FILE)):
+            buffer = pa.BufferOutputStream()
+            pq.write_table(to_table(some), buffer, compression="zstd", row_group_size=64, write_page_checksum=True)
+            self.storage.put(f"{UNITS}/part-{count // UNITS_PER_PLAN_FILE:05d}.parquet", buffer.getvalue().to_pybytes())
+            count += len(some)
+            images += sum(map(len, some))
+        return count, images
+
+    def waves(self, without: set[int]) -> Iterator[list[Unit]]:
+        """The units of each file of the plan, less those named; a wave of none is left out."""
+        for name in self.storage.names(UNITS):
+            table = pq.read_table(pa.BufferReader(self.storage.read(f"{UNITS}/{name}")))
+            pending = [number not in without for number in table["unit"].to_pylist()]
+            units = list(from_table(table.filter(pa.array(pending))))
+            if units:
+                yield units
+
+    def write_job(self, job: JobRecord) -> None:
+        """Writes job.json, which makes the plan count."""
+        self.storage.put(JOB, to_json(job.model_dump(mode="json")))
+
+    def read_job(self) -> JobRecord:
+        """The job's description.
+
+        Raises:
+            JobError: there is no job, its planning never ended, or its description is damaged.
+        """
+        try:
+            return JobRecord.model_validate_json(self.storage.read(JOB))
+        except FileNotFoundError as error:
+            if self.storage.exists(FOLDER):
+                what = "a job whose planning was interrupted: give its `prelabel run` command again"
+            else:
+                what = "no job: check the path"
+            raise JobError(f"{self.storage.url} holds {what}") from error
+        except ValidationError as error:
+            raise JobError(f"{self.storage.path(JOB)} is damaged or of another version: {error.errors()[0]}") from error
+
+    # What became of the units
+
+    def committed(self) -> set[int]:
+        """The numbers of the units that count."""
+        return self._numbers(COMMITS)
+
+    def failed(self) -> set[int]:
+        """The numbers of the units that were given up."""
+        return self._numbers(FAILURES) - self.committed()
+
+    def _numbers(self, folder: str) -> set[int]:
+        return {int(name[:-5]) for name in self.storage.names(folder) if name.endswith(".json")}
+
+    def commit(self, unit: int, commit: dict[str, Any]) -> None:
+        """Makes a unit's parts count: the last of its writes."""
+        self.storage.put(f"{COMMITS}/{unit_name(unit)}", to_json(commit))
+
+    def commits(self) -> Iterator[dict[str, Any]]:
+        """All commits, by unit number."""
+        return self._contents(COMMITS, sorted(self.committed()))
+
+    def record_failure(self, unit: int, error: BaseException) -> None:
+        """Says why a unit could not be finished, and how often it was tried."""
+        name = f"{FAILURES}/{unit_name(unit)}"
+        try:
+            attempts = orjson.loads(self.storage.read(name))["attempts"]
+        except FileNotFoundError:
+            attempts = 0
+        what = {"unit": unit, "attempts": attempts + 1, "error": type(error).__name__, "message": str(error)}
+        self.storage.put(name, to_json(what))
+
+    def failures(self) -> Iterator[dict[str, Any]]:
+        """Why units failed, by unit number."""
+        return self._contents(FAILURES, sorted(self.failed()))
+
+    def forget_failures(self) -> None:
+        """Lets failed units be worked again."""
+        for name in self.storage.names(FAILURES):
+            self.storage.delete(f"{FAILURES}/{name}")
+
+    def _contents(self, folder: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for start in range(0, len(numbers), 1_000):
+                names = [f"{folder}/{unit_name(number)}" for number in numbers[start : start + 1_000]]
+                yield from map(orjson.loads, pool.map(self.storage.read, names))
+
+
+def checksum(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
