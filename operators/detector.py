@@ -165,7 +165,7 @@ def num_classes(network: nn.Module) -> int | None:
     return None
 
 
-def padded_size(transform: nn.Module | None, height: int, width: int) -> tuple[int, int]:
+def padded_size(transform: Any, height: int, width: int) -> tuple[int, int]:
     """The (height, width) that torchvision's transform resizes and pads an image to, in pixels.
 
     The arithmetic of `GeneralizedRCNNTransform.resize`, `interpolate(recompute_scale_factor=True)` and `batch_images`,

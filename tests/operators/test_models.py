@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.io import read_image
 from torchvision.models import WeightsEnum, detection, get_model_builder, get_model_weights, list_models
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from prelabel.operators.base import Instances, Model, Task
@@ -24,7 +22,7 @@ from prelabel.operators.detector import DetectorModel, padded_size
 from prelabel.operators.models import FAMILIES, ModelSpec, available, describe, load_model, weights_path
 from prelabel.operators.models.scenes_network import SCENES_WEIGHTS, build_scenes_network
 from prelabel.operators.models.torchvision import ZERO_EPSILON
-from prelabel.operators.weights import file_digest, load_weights, read_weights, state_digest
+from prelabel.operators.weights import file_digest
 from prelabel.schemas.categories import COCO, Category, CategorySet
 from prelabel.schemas.errors import ModelError
 
@@ -144,29 +142,21 @@ def hollow_file(folder: Path, name: str, **sizes: int) -> str:
     return str(folder / f"{name}.pth")
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("ssdlite320_mobilenet_v3_large", {}),
-        ("fcos_resnet50_fpn", {}),
-        ("retinanet_resnet50_fpn", {}),
-        ("keypointrcnn_resnet50_fpn", {"num_keypoints": 5}),
-    ],
-)
-def test_architectures(name: str, sizes: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn", "retinanet_resnet50_fpn"])
+def test_one_shot_detectors(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network: Any = get_model_builder(name)(weights=None, weights_backbone=None, num_classes=7, **sizes)
+    network: Any = get_model_builder(name)(weights=None, weights_backbone=None, num_classes=7)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     model = load_model(ModelSpec(f"torchvision:{name}", str(tmp_path / "weights.pth"), score_threshold=0.001))
     assert isinstance(model, DetectorModel)
-    getattr(network, "roi_heads", network).score_thresh = 0.001
+    network.score_thresh = 0.001
     for one in (network, model.network):
         one.transform.min_size, one.transform.max_size = (96,), 160
     image = random_image(90, 130)
     expected = stock(network, image)
-    known = expected["labels"] > 0  # the one-stage networks have a score for the background as well
+    known = expected["labels"] > 0  # these have a score for the background as well
     assert known.sum() > 10
-    assert_equal(predict_one(model, image), {key: value[known] for key, value in expected.items() if key != "masks"})
+    assert_equal(predict_one(model, image), {key: value[known] for key, value in expected.items()})
 
 
 # ---- the size of the input
@@ -185,6 +175,17 @@ def test_input_size_is_stocks(name: str) -> None:
             else:
                 images, _ = transform([torch.empty(3, height, width)])
                 assert size == tuple(images.tensors.shape[-2:]), (height, width)
+
+
+class Unresized(GeneralizedRCNNTransform):
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        return image, target
+
+
+def test_a_transform_of_the_users_own_keeps_images_apart() -> None:
+    own = Unresized(256, 320, [0.0] * 3, [1.0] * 3)
+    assert padded_size(own, 100, 90) == (100, 90)
+    assert padded_size(None, 100, 90) == (100, 90)
 
 
 def test_images_of_one_input_size_may_differ_in_their_own() -> None:
@@ -255,73 +256,6 @@ def test_any_network_with_the_interface() -> None:
         DetectorModel(Wrapped(), name="python:mine")
 
 
-# ---- weights files
-
-
-def small_state() -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in random_maskrcnn().state_dict().items()}
-
-
-def test_a_files_form_makes_no_difference(tmp_path: Path) -> None:
-    state = small_state()
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    forms: dict[str, Any] = {
-        "plain": state,
-        "reference": {"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.02)},
-        "lightning": {"state_dict": state},
-        "parallel": {f"module.{name}": tensor for name, tensor in state.items()},
-    }
-    for name, content in forms.items():
-        torch.save(content, tmp_path / f"{name}.pth")
-    torch.save(state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    save_file(state, tmp_path / "plain.safetensors")
-    torch.save(half, tmp_path / "half.bin")
-    digests = {file.name: state_digest(read_weights(str(file))) for file in sorted(tmp_path.iterdir())}
-    rounded = state_digest({name: t.float() if t.is_floating_point() else t for name, t in half.items()})
-    assert digests.pop("half.bin") == rounded
-    assert set(digests.values()) == {state_digest(state)}
-
-
-class Code:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("/nowhere/at/all",)
-
-
-def test_files_that_are_refused(tmp_path: Path) -> None:
-    torch.save({"state_dict": Code()}, tmp_path / "code.pth")
-    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
-    torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)).save(tmp_path / "script.pt")
-    torch.save({"epoch": 3}, tmp_path / "nothing.pth")
-    (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "text.safetensors").write_text("no such luck")
-    (tmp_path / "half.pth").write_bytes((tmp_path / "module.pth").read_bytes()[:-200])
-    reasons = {
-        "code.pth": "pickled code is refused",
-        "module.pth": "pickled code is refused",
-        "script.pt": "a program is refused",
-        "nothing.pth": "no state_dict",
-        "empty.pth": "damaged",
-        "text.safetensors": "damaged",
-        "half.pth": "damaged",
-        "absent.pth": "no such file",
-    }
-    for name, reason in reasons.items():
-        with pytest.raises(ModelError, match=f"{name}: .*{reason}") as caught:
-            read_weights(str(tmp_path / name))
-        assert "\n" not in str(caught.value)
-
-
-def test_another_networks_weights_are_named() -> None:
-    state = {name: tensor for name, tensor in small_state().items() if not name.endswith("num_batches_tracked")}
-    load_weights(random_maskrcnn(), state, "frozen.pth")
-    state["extra"] = state.pop("backbone.stem.0.0.weight")
-    state["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(9)
-    with pytest.raises(
-        ModelError, match=r"stem.0.0.weight is missing, extra is not .*, .*bias is \(9,\) and not \(6,\)"
-    ):
-        load_weights(random_maskrcnn(), state, "other.pth")
-
-
 # ---- torchvision's own weights
 
 
@@ -337,36 +271,45 @@ def test_weights_trained_without_epsilon_are_known(monkeypatch: pytest.MonkeyPat
             assert zero == (str(weights) in ZERO_EPSILON), weights
 
 
+def stand_in(named: WeightsEnum, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes the file pass for torchvision's, in torch.hub's cache."""
+    cached = file.parent / "checkpoints" / f"stand-in-{file_digest(str(file))[:8]}.pth"
+    cached.parent.mkdir()
+    file.rename(cached)
+    monkeypatch.setattr(named.value, "url", f"https://nowhere.example/{cached.name}")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(file.parent))
+    return cached
+
+
 def test_named_weights_are_stocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for torchvision's file, in torch.hub's cache, whose batch norms show the epsilon."""
     torch.manual_seed(0)
-    state = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
-    state |= {name: torch.full_like(t, 1e-4) for name, t in state.items() if name.endswith("running_var")}
-    state |= {
-        name: torch.full_like(t, 1e-2)
-        for name, t in state.items()
-        if name.startswith("backbone.body.") and t.ndim == 1 and name.endswith("weight")
-    }
-    cache = tmp_path / "checkpoints"
-    cache.mkdir()
-    torch.save(state, cache / "new.pth")
-    named = detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1
-    file = cache / f"stand-in-{file_digest(str(cache / 'new.pth'))[:8]}.pth"
-    (cache / "new.pth").rename(file)
-    monkeypatch.setattr(named.value, "url", f"https://nowhere.example/{file.name}")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    network = detection.keypointrcnn_resnet50_fpn(weights=named)
-    network.roi_heads.score_thresh = 0.0
-    image = random_image(60, 80)
+    state = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    for name in state:
+        if name.endswith("running_var"):  # small, so that the epsilon shows
+            state[name] = torch.full_like(state[name], 1e-4)
+            state[name.replace("running_var", "weight")] *= 1e-2
+    torch.save(state, tmp_path / "new.pth")
+    named = detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    file = stand_in(named, tmp_path / "new.pth", monkeypatch)
     for given in (None, "COCO_V1", str(named), str(file)):
-        spec = ModelSpec("torchvision:keypointrcnn_resnet50_fpn", given, score_threshold=0.0)
+        spec = ModelSpec("torchvision:fasterrcnn_resnet50_fpn", given, score_threshold=0.0)
         assert weights_path(spec) == str(file)
-    model = load_model(spec)
-    assert model.categories.names == ("person",)
+    model, network = load_model(spec), detection.fasterrcnn_resnet50_fpn(weights=named, box_score_thresh=0.0)
     assert isinstance(model, DetectorModel)
+    assert model.categories == COCO
     for one in (network, model.network):
         one.transform.min_size = (96,)
-    assert_equal(predict_one(model, image), stock(network, image))
+    image = random_image(60, 80)
+    expected = stock(network, image)
+    known = np.isin(expected["labels"], COCO.ids)
+    assert_equal(predict_one(model, image), {name: value[known] for name, value in expected.items()})
+
+
+def test_the_categories_of_named_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = hollow_file(tmp_path, "keypointrcnn_resnet50_fpn", num_keypoints=5)
+    stand_in(detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1, Path(file), monkeypatch)
+    model = load_model(ModelSpec("torchvision:keypointrcnn_resnet50_fpn"))
+    assert [(category.id, category.name) for category in model.categories] == [(1, "person")]
 
 
 def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,76 +326,6 @@ def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "checkpoints/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth").write_bytes(b"half a file")
     with pytest.raises(ModelError, match="damaged: remove the file"):
         load_model(ModelSpec(name))
-
-
-# ---- a factory of the user's own
-
-FACTORIES = """
-import torch
-from prelabel.operators.base import Model
-from prelabel.operators.models.scenes_network import build_scenes_network
-
-class Ready(Model):
-    tasks, categories = frozenset(), ()
-    def input_size(self, height, width): return height, width
-    def predict(self, images, tasks): return []
-
-def network():
-    torch.manual_seed(3)
-    return build_scenes_network()
-
-def model(): return Ready()
-def text(): return "a text"
-def linear(): return torch.nn.Linear(1, 1)
-def broken():
-    return {}["missing"]
-"""
-
-
-@pytest.fixture
-def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "my_factories.py").write_text(FACTORIES)
-    (tmp_path / "my_mistake.py").write_text("\nimport not_installed\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    return str(tmp_path)
-
-
-def test_a_factory(factories: str, tmp_path: Path) -> None:
-    model = load_model(ModelSpec("python:my_factories:network", score_threshold=0.0, path=factories))
-    image = random_image(100, 100)
-    expected = stock(random_maskrcnn(), image)
-    found = predict_one(model, image, SEGMENT)
-    assert_equal(found, expected)
-    assert counts(found) == stock_counts(expected["masks"])
-    assert model.digest == state_digest(random_maskrcnn().state_dict())
-    assert load_model(ModelSpec("python:my_factories:model", path=factories)).name == "python:my_factories:model"
-    other = {name: tensor * 2 for name, tensor in small_state().items()}
-    save_file(other, tmp_path / "other.safetensors")
-    spec = ModelSpec("python:my_factories:network", str(tmp_path / "other.safetensors"), path=factories)
-    assert load_model(spec).digest == state_digest(other)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_factories", "write python:MODULE:FACTORY"),
-        ("no_such_module:f", "there is no module 'no_such_module'"),
-        ("my_mistake:f", r"importing my_mistake failed: ModuleNotFoundError: No module.*my_mistake.py:2\)"),
-        ("my_factories:absent", "has no function 'absent'"),
-        ("my_factories:text", "returned builtins.str: return a torch.nn.Module"),
-        ("my_factories:linear", "fails on a list of one"),
-        ("my_factories:broken", r"failed: KeyError: 'missing' \(.*my_factories.py:\d+\)"),
-    ],
-)
-def test_a_factorys_mistakes_take_one_line(name: str, message: str, factories: str) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
-        load_model(ModelSpec(f"python:{name}", path=factories, categories=COCO))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_ready_model_takes_no_options(factories: str) -> None:
-    with pytest.raises(ModelError, match="leave --score-threshold out"):
-        load_model(ModelSpec("python:my_factories:model", score_threshold=0.5, path=factories))
 
 
 # ---- the registry

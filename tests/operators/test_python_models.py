@@ -1,0 +1,104 @@
+"""A user's own factory: its model is any other's, its mistakes take one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prelabel.operators.base import Task
+from prelabel.operators.models import ModelSpec, load_model
+from prelabel.operators.models.scenes_network import build_scenes_network
+from prelabel.operators.weights import state_digest
+from prelabel.schemas.categories import COCO
+from prelabel.schemas.errors import ModelError
+
+SEGMENT = frozenset({Task.DETECT, Task.SEGMENT_INSTANCES})
+FACTORIES = """
+import torch
+from prelabel.operators.base import Model
+from prelabel.operators.models.scenes_network import build_scenes_network
+
+class Ready(Model):
+    tasks, categories = frozenset(), ()
+    def input_size(self, height, width): return height, width
+    def predict(self, images, tasks): return []
+
+def network():
+    torch.manual_seed(3)
+    return build_scenes_network()
+
+def model(): return Ready()
+def text(): return "a text"
+def linear(): return torch.nn.Linear(1, 1)
+def broken():
+    return {}["missing"]
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_factories.py").write_text(FACTORIES)
+    (tmp_path / "my_mistake.py").write_text("\nimport not_installed\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return str(tmp_path)
+
+
+def same_network() -> Any:
+    """What the factory makes, built here."""
+    torch.manual_seed(3)
+    return build_scenes_network().eval()
+
+
+def test_a_factorys_network_is_run_as_it_is(factories: str) -> None:
+    model = load_model(ModelSpec("python:my_factories:network", score_threshold=0.0, path=factories))
+    assert model.tasks == SEGMENT
+    network, image = same_network(), torch.randint(256, (3, 100, 120), dtype=torch.uint8)
+    network.roi_heads.score_thresh = 0.0
+    with torch.inference_mode():
+        (expected,) = network([image.float() / 255])
+    (prediction,) = model.predict([image], SEGMENT)
+    found = prediction.instances
+    assert found is not None
+    assert found.masks is not None
+    np.testing.assert_allclose(found.boxes, expected["boxes"].numpy(), atol=0.01)
+    np.testing.assert_allclose(found.scores, expected["scores"].numpy(), atol=1e-3)
+    assert [mask.area for mask in found.masks] == (expected["masks"] > 0.5).sum((1, 2, 3)).tolist()
+
+
+def test_a_digest_tells_weights_apart(factories: str, tmp_path: Path) -> None:
+    spec = ModelSpec("python:my_factories:network", path=factories)
+    assert load_model(spec).digest == state_digest(same_network().state_dict())
+    other = {name: tensor * 2 for name, tensor in same_network().state_dict().items()}
+    save_file(other, tmp_path / "other.safetensors")
+    loaded = load_model(replace(spec, weights=str(tmp_path / "other.safetensors")))
+    assert loaded.digest == state_digest(other) != load_model(spec).digest
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_factories", "write python:MODULE:FACTORY"),
+        ("no_such_module:f", "there is no module 'no_such_module'"),
+        ("my_mistake:f", r"importing my_mistake failed: ModuleNotFoundError: No module.*my_mistake.py:2\)"),
+        ("my_factories:absent", "has no function 'absent'"),
+        ("my_factories:text", "returned builtins.str: return a torch.nn.Module"),
+        ("my_factories:linear", "fails on a list of one"),
+        ("my_factories:broken", r"failed: KeyError: 'missing' \(.*my_factories.py:\d+\)"),
+    ],
+)
+def test_a_factorys_mistakes_take_one_line(name: str, message: str, factories: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(ModelSpec(f"python:{name}", path=factories, categories=COCO))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ready_model_is_taken_as_it_is(factories: str) -> None:
+    assert load_model(ModelSpec("python:my_factories:model", path=factories)).name == "python:my_factories:model"
+    with pytest.raises(ModelError, match="leave --score-threshold out"):
+        load_model(ModelSpec("python:my_factories:model", score_threshold=0.5, path=factories))
