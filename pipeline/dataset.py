@@ -10,7 +10,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.storage import Storage
-from prelabel.schemas.categories import CategorySet
+from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import JobError
 from prelabel.schemas.job import JobRecord
 from prelabel.schemas.tables import TABLES, part_name
@@ -34,7 +34,7 @@ class LabelDataset:
         manifest = Manifest(self._storage)
         self.url = self._storage.url
         self.record: JobRecord = manifest.read_job()
-        self.categories = CategorySet.from_coco(self.record.categories)
+        self.categories = CategorySet(map(Category.from_coco, self.record.categories))
         self.units = sorted(manifest.committed())
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -13,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.storage import open_url, read_file
-from prelabel.schemas.coco import to_result
+from prelabel.schemas.coco import write_results
 from prelabel.schemas.errors import UserError
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100")
@@ -32,7 +31,7 @@ def evaluate(dataset: LabelDataset, truth: str) -> dict[str, dict[str, float]]:
     """
     document = _read(truth)
     ids = _matching_ids(dataset, document, truth)
-    results = list(_results(dataset, ids))
+    results = _results(dataset, ids)
     with redirect_stdout(io.StringIO()):
         expected = COCO()
         expected.dataset = document
@@ -70,17 +69,20 @@ def _matching_ids(dataset: LabelDataset, document: dict[str, Any], truth: str) -
     return ids
 
 
-def _results(dataset: LabelDataset, ids: dict[int, int]) -> Iterator[dict[str, Any]]:
-    for batch in dataset.batches("annotations"):
-        for result in to_result(batch):
-            if result["image_id"] in ids:
-                yield result | {"image_id": ids[result["image_id"]]}
+def _results(dataset: LabelDataset, ids: dict[int, int]) -> list[dict[str, Any]]:
+    document = io.BytesIO()
+    write_results(document, dataset.batches("annotations"))
+    results = orjson.loads(document.getvalue())
+    return [result | {"image_id": ids[result["image_id"]]} for result in results if result["image_id"] in ids]
 
 
 def _measure(expected: COCO, results: list[dict[str, Any]], kind: str, image_ids: list[int]) -> dict[str, float]:
-    if not results:
+    if not results:  # loadRes can't take an empty list
         return dict.fromkeys(METRICS, 0.0)
-    evaluation = COCOeval(expected, expected.loadRes([dict(result) for result in results]), KINDS[kind])
+    # A result with a box gets the box's area, which sorts masks into the wrong sizes.
+    left_out = {"boxes": "segmentation", "masks": "bbox"}[kind]
+    found = [{key: value for key, value in result.items() if key != left_out} for result in results]
+    evaluation = COCOeval(expected, expected.loadRes(found), KINDS[kind])
     evaluation.params.imgIds = image_ids
     evaluation.evaluate()
     evaluation.accumulate()

@@ -281,17 +281,13 @@ def _label(manifest: Manifest, record: JobRecord, work: Any, pool: Any, lock: Lo
     images = record.images - sum(len(unit) for wave in manifest.waves(done) for unit in wave)
     for wave in manifest.waves(done):
         planned = sum(map(len, wave))
-        progress(Progress("label", images, record.images))
+
+        def labeled(count: int, before: int = images, most: int = planned) -> None:
+            progress(Progress("label", before + min(count, most), record.images))
+
+        labeled(0)
         with _failures_looked_at(manifest, wave, lock):
-            errors = graph.label_wave(
-                work,
-                wave,
-                pool,
-                record.job.runtime.max_failed_units,
-                lambda count, before=images, most=planned: progress(
-                    Progress("label", before + min(count, most), record.images)
-                ),
-            )
+            errors = graph.label_wave(work, wave, pool, record.job.runtime.max_failed_units, labeled)
             for error in errors:
                 logger.info("%s", error)
         images += planned
