@@ -98,7 +98,7 @@ def cli(verbose: bool) -> None:
 @cli.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, envvar="PRELABEL_SOURCES")
 @_option("--output", "-o", metavar="URL", required=True, help="Folder for the labels; must be new or empty.")
-@_option("--model", "-m", metavar="FAMILY:NAME", required=True, help="See the examples above.")
+@_option("--model", "-m", metavar="FAMILY:NAME", required=True, help="`prelabel models` lists what there is.")
 @_option("--task", "tasks", metavar="TASK", multiple=True, help="detect, segment_instances. [default: all it can]")
 @_option("--weights", metavar="NAME|FILE", help="A name that the family knows, or a .pth or .safetensors file.")
 @_option("--categories", metavar="FILE", help="COCO JSON, a JSON list, or one name a line. [default: the model's own]")
@@ -155,11 +155,10 @@ def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runti
     """
     from prelabel.pipeline import runner
 
-    before = runner.status(url)
     with _resumable(url), _display() as display:
         summary = runner.resume(url, take_over=take_over, retry_failed=retry_failed, progress=display, **runtime)
-    if before.is_complete:
-        click.echo("nothing to do: all units are committed", err=True)
+    if not summary.worked:
+        click.echo("nothing to do: no unit is open", err=True)
     return _print_summary(summary, as_json)
 
 
@@ -222,6 +221,26 @@ def evaluate(url: str, truth: str, as_json: bool) -> int:
         click.echo(json.dumps(figures))
     for kind, metrics in figures.items():
         click.echo(f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), err=True)
+    return 0
+
+
+@cli.command()
+@json_option
+def models(as_json: bool) -> int:
+    """List what can be named with --model.
+
+    A user's own network is named python:module:factory; the factory takes no arguments and returns a prelabel Model,
+    or any torch module with torchvision's detection interface.
+    """
+    from prelabel.operators.models import available
+
+    found = available()
+    if as_json:
+        click.echo(json.dumps(found))
+        return 0
+    for family, names in found.items():
+        for name in names:
+            click.echo(f"{family}:{name}")
     return 0
 
 

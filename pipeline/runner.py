@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import chain
 from typing import Any
@@ -57,6 +57,7 @@ class Summary:
         seconds: this run took
         max_failed: failed images that the job tolerates
         runner: who works on it now
+        worked: whether there was anything to do
     """
 
     output: str
@@ -70,6 +71,7 @@ class Summary:
     seconds: float = 0.0
     max_failed: int | None = None
     runner: dict[str, Any] | None = None
+    worked: bool = True
 
     @property
     def failed_images(self) -> int:
@@ -155,7 +157,7 @@ def resume(
     record = _with_runtime(manifest.read_job(), manifest.storage.url, runtime)
     done = manifest.committed() | (set() if retry_failed else manifest.failed())
     if len(done) == record.units:
-        return _summary(manifest, record, time.monotonic() - began)
+        return replace(_summary(manifest, record, 0.0), worked=False)
     progress(Progress("start"))
     with graph.cluster(record.job.runtime.address), Lock(manifest.storage, take_over) as lock:
         prepared = _prepare(record.job)

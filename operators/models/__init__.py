@@ -51,23 +51,6 @@ class ModelSpec:
         return self.name.partition(":")[2]
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """What can be said of a loaded model without it: plain, for a process that has no torch.
-
-    Attributes:
-        name: as it was asked for
-        tasks: what it can do, sorted
-        categories: what it can find
-        digest: SHA-256 of its weights
-    """
-
-    name: str
-    tasks: tuple[str, ...]
-    categories: CategorySet
-    digest: str
-
-
 class Family(ABC):
     """A kind of models, loaded in one way."""
 
@@ -79,10 +62,6 @@ class Family(ABC):
     def load(self, spec: ModelSpec) -> Model:
         """The model, on its device. Raises ModelError."""
 
-    def weights_path(self, spec: ModelSpec) -> str | None:
-        """The local file with the weights, downloaded first where the family knows from where. Raises ModelError."""
-        return spec.weights
-
 
 def load_model(spec: ModelSpec) -> Model:
     """The model, on its device.
@@ -91,16 +70,6 @@ def load_model(spec: ModelSpec) -> Model:
         ModelError: the name is unknown, a package is missing, or the weights or categories don't fit.
     """
     return _family(spec.name).load(spec)
-
-
-def weights_path(spec: ModelSpec) -> str | None:
-    """The local file with the model's weights, downloaded if need be; None: there is none. Raises as `load_model`."""
-    return _family(spec.name).weights_path(spec)
-
-
-def describe(model: Model) -> ModelInfo:
-    """What a job's plan, fingerprint and tables need to know of the model."""
-    return ModelInfo(model.name, tuple(sorted(str(task) for task in model.tasks)), model.categories, model.digest)
 
 
 def available() -> dict[str, list[str]]:

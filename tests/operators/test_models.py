@@ -19,9 +19,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from prelabel.operators.base import Instances, Model, Task
 from prelabel.operators.detector import DetectorModel, padded_size
-from prelabel.operators.models import FAMILIES, ModelSpec, available, describe, load_model, weights_path
+from prelabel.operators.models import FAMILIES, ModelSpec, available, load_model
 from prelabel.operators.models.scenes_network import SCENES_WEIGHTS, build_scenes_network
-from prelabel.operators.models.torchvision import ZERO_EPSILON
+from prelabel.operators.models.torchvision import ZERO_EPSILON, TorchvisionFamily
 from prelabel.operators.weights import file_digest
 from prelabel.schemas.categories import COCO, Category, CategorySet
 from prelabel.schemas.errors import ModelError
@@ -101,7 +101,7 @@ def test_a_users_file_alone_and_in_a_batch(blood_cells: tuple[str, list[Tensor]]
     for image, together, one in zip(images, batch, expected, strict=True):
         assert_equal(predict_one(model, image), one)
         assert_equal(together, one)
-    assert describe(model).tasks == ("detect",)
+    assert model.tasks == {Task.DETECT}
     assert model.categories.names == ("class 1", "class 2", "class 3")
     assert model.digest == file_digest(weights)
 
@@ -293,7 +293,7 @@ def test_named_weights_are_stocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = stand_in(named, tmp_path / "new.pth", monkeypatch)
     for given in (None, "COCO_V1", str(named), str(file)):
         spec = ModelSpec("torchvision:fasterrcnn_resnet50_fpn", given, score_threshold=0.0)
-        assert weights_path(spec) == str(file)
+        assert TorchvisionFamily().weights_path(spec) == str(file)
     model, network = load_model(spec), detection.fasterrcnn_resnet50_fpn(weights=named, box_score_thresh=0.0)
     assert isinstance(model, DetectorModel)
     assert model.categories == COCO
