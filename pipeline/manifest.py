@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from prelabel.pipeline.plan import from_table, to_table
 from prelabel.pipeline.sources.base import Unit
-from prelabel.pipeline.storage import Storage
+from prelabel.pipeline.storage import Storage, reaching
 from prelabel.schemas.errors import JobError
 from prelabel.schemas.job import JobRecord
 
@@ -49,12 +50,15 @@ class Manifest:
 
     def check_free(self) -> None:
         """Raises JobError unless a new job may begin here: nothing is there, or a plan that was never finished."""
-        if self.storage.exists(JOB):
+        with reaching(f"read {self.storage.url}"):
+            # Listed, not asked for by name: some file systems say of a file that it is absent when they can't tell.
+            ours, names = self.storage.names(FOLDER), self.storage.names("")
+        if posixpath.basename(JOB) in ours:
             raise JobError(
                 f"{self.storage.url} holds a job already: continue it with `prelabel resume {self.storage.url}`, "
                 "or choose another --output"
             )
-        others = [name for name in self.storage.names("") if name != FOLDER]
+        others = [name for name in names if name != FOLDER]
         if others:
             raise JobError(f"{self.storage.url} is not empty (it holds {others[0]!r}): choose another --output")
 
@@ -91,16 +95,20 @@ class Manifest:
         Raises:
             JobError: there is no job, its planning never ended, or its description is damaged.
         """
+        with reaching(f"read {self.storage.url}"):
+            try:
+                data = self.storage.read(JOB)
+            except (FileNotFoundError, NotADirectoryError):
+                raise JobError(f"{self.storage.url} holds {self._instead_of_job()}") from None
         try:
-            return JobRecord.model_validate_json(self.storage.read(JOB))
-        except FileNotFoundError as error:
-            if self.storage.exists(FOLDER):
-                what = "a job whose planning was interrupted: give its `prelabel run` command again"
-            else:
-                what = "no job: check the path"
-            raise JobError(f"{self.storage.url} holds {what}") from error
+            return JobRecord.model_validate_json(data)
         except ValidationError as error:
             raise JobError(f"{self.storage.path(JOB)} is damaged or of another version: {error.errors()[0]}") from error
+
+    def _instead_of_job(self) -> str:
+        if self.storage.exists(FOLDER):
+            return "a job whose planning was interrupted: give its `prelabel run` command again"
+        return "no job: check the path"
 
     # What became of the units
 

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from prelabel.schemas.errors import JobError, UserError
+from prelabel.schemas.errors import JobError, PrelabelError, UserError
 
 TEMPORARY = "_manifest/temporary"
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "prelabel")
@@ -98,11 +98,12 @@ class Storage:
         """Whether there is a file or folder of this name."""
         return bool(self.fs.exists(self.path(name) if name else self.root))
 
+    @patiently
     def names(self, folder: str) -> list[str]:
         """The sorted base names of the files in a folder; an absent folder has none."""
         try:
             listed = self.fs.ls(self.path(folder), detail=False, refresh=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name for path in listed if not (name := posixpath.basename(path)).startswith("."))
 
@@ -143,6 +144,7 @@ class Storage:
             return self.read(name) == data
         return True
 
+    @patiently
     def delete(self, name: str) -> None:
         """Removes the file if it is there."""
         try:
@@ -163,11 +165,22 @@ class Storage:
     def check_writable(self) -> None:
         """Raises JobError if nothing can be written here."""
         probe = f"_manifest/.{uuid.uuid4().hex}.probe"
-        try:
+        with reaching(f"write to {self.url}"):
             self.put(probe, b"")
             self.delete(probe)
-        except OSError as error:
-            raise JobError(f"can't write to {self.url}: {error}; choose another --output or mend its rights") from error
+
+
+@contextmanager
+def reaching(what: str) -> Iterator[None]:
+    """Makes one JobError of whatever a file system answers when it can't do `what`; a bug stays what it is."""
+    try:
+        yield
+    except Exception as error:  # each file system has its own: no credentials, no such host, no such bucket
+        is_bug = type(error).__module__ == "builtins" and not isinstance(error, OSError)
+        if is_bug or isinstance(error, PrelabelError):
+            raise
+        reason = " ".join(str(error).split())
+        raise JobError(f"can't {what}: {reason}; choose another place, or mend the rights to this one") from error
 
 
 @contextmanager
