@@ -1,0 +1,202 @@
+"""Files that are there whole or not at all, on a disk and in a bucket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from jobs import files_of
+
+from prelabel.pipeline.storage import Storage, open_url, read_file, writing
+from prelabel.schemas.errors import JobError, UserError
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    return f"{tmp_path}/out [1]" if request.param == "local" else "memory://out [1]"
+
+
+class Flaky(MemoryFileSystem):
+    """A bucket that answers its first calls with errors."""
+
+    cachable = False
+
+    def __init__(self, *errors: OSError) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    def _fail(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: object) -> None:
+        self._fail()
+        super().pipe_file(path, value, mode)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: object) -> bytes:
+        self._fail()
+        return bytes(super().cat_file(path, start, end))
+
+
+def flaky(monkeypatch: pytest.MonkeyPatch, *errors: OSError) -> Storage:
+    storage = Storage("memory://flaky")
+    storage.fs = Flaky(*errors)
+    for call in (Storage.put, read_file):
+        monkeypatch.setattr(call.retry, "sleep", lambda seconds: None)
+    return storage
+
+
+def test_files_are_listed_read_replaced_and_deleted(url: str) -> None:
+    storage = Storage(url)
+    assert not storage.exists()
+    assert storage.names("images") == []
+    storage.put("images/b", b"1")
+    storage.put("images/a", b"2")
+    storage.put("images/b", b"3")
+    assert storage.names("images") == ["a", "b"]
+    assert storage.read("images/b") == b"3"
+    assert storage.exists("images/b")
+    storage.delete("images/b")
+    storage.delete("images/b")
+    assert files_of(url) == {"/images/a": b"2"}
+    with pytest.raises(FileNotFoundError):
+        storage.read("images/b")
+
+
+def test_copy_in_another_process_is_the_same_folder(url: str) -> None:
+    Storage(url).put("a", b"1")
+    assert pickle.loads(pickle.dumps(Storage(url))).read("a") == b"1"
+
+
+def test_failed_put_keeps_old_content_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    storage.put("images/part", b"old")
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="no space"):
+        storage.put("images/part", b"new")
+    assert files_of(str(tmp_path)) == {"/images/part": b"old"}
+
+
+def test_crash_inside_put_leaves_parts_alone(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.put("images/part", b"old")
+
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit  # as far as files go: neither the rename nor the clean-up is done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(SystemExit):
+            storage.put("images/part", b"new")
+    assert storage.names("images") == ["part"]
+    assert len(files_of(str(tmp_path))) == 2
+    storage.delete_temporary()
+    assert files_of(str(tmp_path)) == {"/images/part": b"old"}
+
+
+def test_create_never_replaces(url: str) -> None:
+    storage = Storage(url)
+    assert storage.create("_manifest/lock", b"mine")
+    assert not storage.create("_manifest/lock", b"yours")
+    assert storage.read("_manifest/lock") == b"mine"
+
+
+def test_one_of_two_creators_wins(tmp_path: Path) -> None:
+    for name in map(str, range(20)):
+        at_once, won = threading.Barrier(2), []
+
+        def race(who: bytes, name: str = name, at_once: threading.Barrier = at_once, won: list = won) -> None:
+            storage = Storage(str(tmp_path))
+            at_once.wait()
+            if storage.create(name, who):
+                won.append(who)
+
+        threads = [threading.Thread(target=race, args=(who,)) for who in (b"a", b"b")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [(tmp_path / name).read_bytes()] == won
+
+
+def test_create_that_was_reported_as_failed_but_done_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = flaky(monkeypatch)
+
+    def reply_lost(path: str, value: bytes, mode: str) -> None:
+        MemoryFileSystem.pipe_file(storage.fs, path, value, mode)
+        raise TimeoutError("no reply")
+
+    monkeypatch.setattr(storage.fs, "pipe_file", reply_lost)
+    assert storage.create("lock", b"mine")
+    storage.delete("lock")
+
+
+def test_transient_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down = OSError("503 SlowDown")
+    storage = flaky(monkeypatch, slow_down, slow_down)
+    storage.put("a", b"1")
+    storage.fs.errors = [slow_down, TimeoutError()]
+    assert storage.read("a") == b"1"
+    assert storage.fs.errors == []
+
+
+@pytest.mark.parametrize("error", [PermissionError("403"), OSError(errno.ENOSPC, "no space left on device")])
+def test_final_failures_are_not_tried_again(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    storage = flaky(monkeypatch, error, AssertionError("tried again"))
+    with pytest.raises(type(error)):
+        storage.put("a", b"1")
+
+
+def test_failing_for_good_is_told_after_some_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = flaky(monkeypatch, *[OSError("503")] * 100)
+    with pytest.raises(OSError, match="503"):
+        storage.put("a", b"1")
+    assert len(storage.fs.errors) == 95
+
+
+def test_short_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = flaky(monkeypatch)
+    answers = [b"12", b"123"]
+    monkeypatch.setattr(storage.fs, "cat_file", lambda path, start, end: answers.pop(0))
+    assert read_file(storage.fs, "a", 1, 4) == b"123"
+
+
+def test_streamed_file_appears_whole_or_not_at_all(url: str) -> None:
+    with writing(f"{url}/labels.json") as out:
+        out.write(b"old")
+    with suppress(RuntimeError), writing(f"{url}/labels.json") as out:
+        out.write(b"new")
+        raise RuntimeError
+    assert files_of(url) == {"/labels.json": b"old"}
+
+
+def test_memory_is_refused_for_a_job_since_workers_do_not_see_it(tmp_path: Path) -> None:
+    Storage(str(tmp_path)).check_shared()
+    with pytest.raises(JobError, match="choose another --output"):
+        Storage("memory://out").check_shared()
+
+
+def test_place_that_takes_no_files_is_refused(tmp_path: Path) -> None:
+    Storage(str(tmp_path / "new" / "folder")).check_writable()
+    assert files_of(str(tmp_path)) == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError, match="can't write to"):
+        Storage(str(tmp_path / "file" / "labels")).check_writable()
+
+
+def test_unknown_protocol_says_what_to_do() -> None:
+    with pytest.raises(UserError, match="check the part before ://"):
+        open_url("s4://bucket/labels")
