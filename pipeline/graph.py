@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -84,7 +85,7 @@ def cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        with _stderr_closed():
+        with _stderr_closed(), _own_signals():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
@@ -106,6 +107,15 @@ def _stderr_closed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself and exits on the spot; whoever set a handler before gets it back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def pool_of(runtime: Runtime) -> Pool:
