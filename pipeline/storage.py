@@ -185,18 +185,27 @@ def reaching(what: str) -> Iterator[None]:
 
 @contextmanager
 def writing(url: str) -> Iterator[BinaryIO]:
-    """A file to stream into; it takes its place under the URL only when the block ends without an error."""
+    """A file to stream into; it takes its place under the URL only when the block ends without an error.
+
+    Raises:
+        JobError: no file can be written there.
+    """
     fs, path = open_url(url)
     if not is_local(fs):
         with tempfile.NamedTemporaryFile() as here:
             yield cast(BinaryIO, here)
             here.flush()
-            patiently(fs.put_file)(here.name, path)
+            with reaching(f"write {url}"):
+                patiently(fs.put_file)(here.name, path)
         return
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.partial"
+    with reaching(f"write {url}"):
+        if os.path.isdir(path):
+            raise IsADirectoryError("a folder is there")
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        file = open(temporary, "xb")  # noqa: SIM115
     try:
-        with open(temporary, "xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
