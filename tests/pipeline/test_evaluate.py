@@ -83,7 +83,11 @@ def test_masks_are_measured_by_masks_and_boxes_by_boxes(measure: Callable, truth
     assert figures["masks"]["AP"] == pytest.approx(1)
 
 
-def test_images_are_matched_by_the_end_of_their_key(measure: Callable, truth: Document) -> None:
+def test_images_are_matched_by_the_end_of_their_key(tmp_path: Path, measure: Callable, truth: Document) -> None:
+    write_images(f"{tmp_path}/images/train")
+    labels = write_job(f"{tmp_path}/images", f"{tmp_path}/labels")
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert evaluate(labels, f"{tmp_path}/truth.json")["boxes"]["AP"] == pytest.approx(1)
     for image in truth["images"]:
         image["file_name"] = image["file_name"].rpartition("/")[2]
     assert measure(truth)["boxes"]["AP"] == pytest.approx(1)
@@ -137,7 +141,7 @@ def test_what_is_no_truth_is_one_line(measure: Callable, document: str, message:
 
 def test_absent_truth_is_one_line(labels: LabelDataset) -> None:
     for path in ("/no/such/truth.json", labels.url):
-        with pytest.raises(UserError, match="there is no such file"):
+        with pytest.raises(UserError, match=r"can't be read: .*check the path"):
             evaluate(labels, path)
 
 

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports import EXPORTS, exporter_of
-from prelabel.schemas.errors import UserError
+from prelabel.schemas.errors import JobError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_place_that_takes_no_file_is_one_line(name: str, labels: LabelDataset, t
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     for to in ("folder", "file/labels.json"):
-        with pytest.raises(UserError, match=to):
+        with pytest.raises(JobError, match=to):
             exporter_of(name).write(labels, f"{tmp_path}/{to}")
 
 
