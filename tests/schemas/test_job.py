@@ -1,0 +1,98 @@
+"""A job's configuration: what is refused, and what makes it another job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from prelabel.schemas.errors import UserError
+from prelabel.schemas.job import Job, JobRecord, Labels, Runtime, fingerprint
+
+OTHER: dict[str, Any] = {
+    "sources": ("b",),
+    "model": "torchvision:fcos_resnet50_fpn",
+    "include": ("*.foo",),
+    "image_column": "picture",
+    "limit": 7,
+    "tasks": ("detect",),
+    "weights": "mine.pth",
+    "categories": "mine.json",
+    "python_path": "/code",
+    "score_threshold": 0.3,
+    "max_image_pixels": 1_000_000,
+    "unit_images": 64,
+    "unit_bytes": 2**20,
+}
+"""Another value for every field of Labels."""
+
+
+def labels(**options: Any) -> Labels:
+    return Labels(**{"sources": ("a",), "model": "scenes:maskrcnn"} | options)
+
+
+def test_options_find_their_place() -> None:
+    job = Job.of("a", "b", output="out", model="scenes:maskrcnn", limit=3, batch_size=4, weights=None, workers="2:8")
+    assert job.labels == labels(sources=("a", "b"), limit=3)
+    assert job.runtime == Runtime(batch_size=4, workers="2:8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "--limit: .*greater than 0"),
+        ({"score_threshold": 1.5}, "--score-threshold: .*less than or equal to 1"),
+        ({"workers": "many"}, "--workers: .*'many' is neither a number nor MIN:MAX"),
+        ({"workers": "0"}, "--workers"),
+        ({"batch_size": "two"}, "--batch-size: .*integer"),
+        ({"colour": "red"}, "--colour: .*not permitted"),
+        ({"limit": 0, "batch_size": 0}, "--limit: .*greater than 0"),
+    ],
+)
+def test_value_that_makes_no_sense_is_one_line_with_the_options_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Job.of("a", output="out", **{"model": "scenes:maskrcnn"} | options)
+    assert "\n" not in str(caught.value)
+
+
+def test_job_needs_a_source_and_a_model() -> None:
+    with pytest.raises(UserError, match="--sources"):
+        Job.of(output="out", model="scenes:maskrcnn")
+    with pytest.raises(UserError, match="--model: Field required"):
+        Job.of("a", output="out")
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(None, None), ("3", (3, 3)), ("2:8", (2, 8)), ("8:2", (8, 8))])
+def test_worker_range(workers: str | None, expected: tuple[int, int] | None) -> None:
+    assert Runtime(workers=workers).worker_range == expected
+
+
+def test_everything_that_changes_results_changes_the_fingerprint() -> None:
+    assert OTHER.keys() == Labels.model_fields.keys()
+    prints = {fingerprint(labels(**{name: value}), "w", "c") for name, value in OTHER.items()}
+    prints |= {fingerprint(labels(), "w", "c"), fingerprint(labels(), "x", "c"), fingerprint(labels(), "w", "d")}
+    assert len(prints) == len(OTHER) + 3
+
+
+def test_order_of_tasks_and_repeats_are_no_change() -> None:
+    one, other = labels(tasks=("segment_instances", "detect")), labels(tasks=("detect", "detect", "segment_instances"))
+    assert fingerprint(one, "w", "c") == fingerprint(other, "w", "c")
+
+
+def test_record_survives_json_and_refuses_what_it_does_not_know() -> None:
+    record = JobRecord(
+        job=Job(output="s3://bucket/labels", labels=labels(**OTHER), runtime=Runtime(gpus_per_worker=0.5)),
+        fingerprint="f",
+        model={"name": "scenes:maskrcnn", "digest": "d"},
+        tasks=("detect",),
+        tables=("annotations", "images"),
+        categories=[{"id": 1, "name": "ü\n"}],
+        images=2**40,
+        units=7,
+        versions={"torch": "2.15"},
+        created="2026-01-01T00:00:00+00:00",
+    )
+    assert JobRecord.model_validate_json(record.model_dump_json()) == record
+    with pytest.raises(ValidationError):
+        JobRecord.model_validate(record.model_dump() | {"colour": "red"})
