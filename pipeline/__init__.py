@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prelabel.pipeline.dataset import LabelDataset, open_dataset
-    from prelabel.pipeline.runner import Summary, resume, run, status
+    from prelabel.pipeline.runner import resume, run
+    from prelabel.pipeline.summary import Summary, status
     from prelabel.schemas.job import Job
 
 _HOMES = {
     "Job": "prelabel.schemas.job",
     "LabelDataset": "prelabel.pipeline.dataset",
-    "Summary": "prelabel.pipeline.runner",
+    "Summary": "prelabel.pipeline.summary",
     "open_dataset": "prelabel.pipeline.dataset",
     "resume": "prelabel.pipeline.runner",
     "run": "prelabel.pipeline.runner",
-    "status": "prelabel.pipeline.runner",
+    "status": "prelabel.pipeline.summary",
 }
 __all__ = ["Job", "LabelDataset", "Summary", "open_dataset", "resume", "run", "status"]
 

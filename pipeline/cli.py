@@ -158,7 +158,7 @@ def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runti
     with _resumable(url), _display() as display:
         summary = runner.resume(url, take_over=take_over, retry_failed=retry_failed, progress=display, **runtime)
     if not summary.worked:
-        click.echo("nothing to do: no unit is open", err=True)
+        click.echo("nothing to do: no unit is left", err=True)
     return _print_summary(summary, as_json)
 
 
@@ -167,9 +167,9 @@ def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runti
 @json_option
 def status(url: str, as_json: bool) -> int:
     """Say how far a job is."""
-    from prelabel.pipeline import runner
+    from prelabel.pipeline.summary import status as status_of
 
-    _print_summary(runner.status(url), as_json)
+    _print_summary(status_of(url), as_json)
     return 0
 
 
@@ -262,7 +262,7 @@ def demo(output: str, images: int, seed: int) -> int:
 @contextmanager
 def _resumable(output: str) -> Iterator[None]:
     """Tells who interrupts a job how to go on with it."""
-    from prelabel.pipeline.runner import status
+    from prelabel.pipeline.summary import status
 
     try:
         yield

@@ -205,12 +205,12 @@ def label_wave(
     context.execution_options.verbose_progress = False
     with DataContext.current(context), _errors_collected() as errors, _counted(progress) as counter:
         blocks = ray.data.read_datasource(_Units(work, units), override_num_blocks=len(units), num_cpus=IO_CPUS)
-        tables = _with_workers(blocks, work, pool, counter)
+        tables = _with_workers(blocks, len(units), work, pool, counter)
         tables.write_datasink(_Commits(work), ray_remote_args={"num_cpus": IO_CPUS})
     return errors
 
 
-def _with_workers(blocks: ray.data.Dataset, work: Work, pool: Pool, counter: Any) -> ray.data.Dataset:
+def _with_workers(blocks: ray.data.Dataset, units: int, work: Work, pool: Pool, counter: Any) -> ray.data.Dataset:
     with warnings.catch_warnings():
         # Ray 2.60 deprecates further arguments, and has no other way yet to say max_task_retries; its default would
         # retry for ever a unit that kills its worker every time.
@@ -220,7 +220,7 @@ def _with_workers(blocks: ray.data.Dataset, work: Work, pool: Pool, counter: Any
             fn_constructor_args=(work, pool, counter),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=pool.fewest, max_size=pool.most),
+            compute=ActorPoolStrategy(min_size=min(pool.fewest, units), max_size=min(pool.most, units)),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             max_task_retries=2,

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -31,14 +32,23 @@ class Lock:
     Args:
         storage: the job's output
         take_over: whether to take a lock that someone else holds
+        on_lost: called, on another thread, when someone else has taken the lock
+        beat_seconds: between heartbeats
 
     Raises:
         JobError: on entering, someone else holds it.
     """
 
-    def __init__(self, storage: Storage, take_over: bool = False, beat_seconds: float = BEAT_SECONDS) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        take_over: bool = False,
+        on_lost: Callable[[], object] = bool,
+        beat_seconds: float = BEAT_SECONDS,
+    ) -> None:
         self.storage = storage
         self.take_over = take_over
+        self.on_lost = on_lost
         self.beat_seconds = beat_seconds
         self.owner = {"owner": uuid.uuid4().hex, **_this_process()}
         self.lost = threading.Event()
@@ -95,6 +105,7 @@ class Lock:
             try:
                 if _owner(_read(self.storage)) != self.owner["owner"]:
                     self.lost.set()
+                    self.on_lost()
                     return
                 self.storage.put(LOCK, self._content(beat))
             except OSError:

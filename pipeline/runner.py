@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import chain
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from prelabel.operators.models import ModelSpec
-from prelabel.pipeline.lock import Lock, holder
+from prelabel.pipeline.lock import Lock
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
 from prelabel.pipeline.sources.base import Shard, Unit
 from prelabel.pipeline.sources.shards import check_unchanged
 from prelabel.pipeline.storage import Storage, open_url, read_file
+from prelabel.pipeline.summary import Summary, summarize
 from prelabel.schemas.categories import CategorySet, load_categories
 from prelabel.schemas.errors import JobError, UserError
 from prelabel.schemas.job import Job, JobRecord, Labels, Runtime, fingerprint
@@ -40,54 +41,6 @@ class Progress:
 
 
 Reporter = Callable[[Progress], object]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a job has come to.
-
-    Attributes:
-        output: its URL
-        images: planned
-        labeled: with an `ok` row in a committed unit
-        failed: error code -> images with a `failed` row
-        annotations: rows
-        units, committed: units planned, and those that count
-        failures: why other units were given up, as `_manifest/failures` has it
-        seconds: this run took
-        max_failed: failed images that the job tolerates
-        runner: who works on it now
-        worked: whether there was anything to do
-    """
-
-    output: str
-    images: int
-    labeled: int
-    failed: dict[str, int]
-    annotations: int
-    units: int
-    committed: int
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    max_failed: int | None = None
-    runner: dict[str, Any] | None = None
-    worked: bool = True
-
-    @property
-    def failed_images(self) -> int:
-        """Images with a `failed` row."""
-        return sum(self.failed.values())
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned unit is committed."""
-        return self.committed == self.units
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 where units failed or more images than `max_failed`."""
-        too_many = self.max_failed is not None and self.failed_images > self.max_failed
-        return 0 if self.is_complete and not too_many else 3
 
 
 @dataclass(frozen=True)
@@ -121,12 +74,13 @@ def run(job: Job, progress: Reporter = id) -> Summary:
         pool = graph.pool_of(job.runtime)
         units = _begun(plan_units(job.labels, lambda images: progress(Progress("plan", images))))
         manifest.storage.check_writable()
-        with Lock(manifest.storage) as lock:
+        with Lock(manifest.storage, on_lost=_interrupt) as lock:
+            manifest.check_free()
             unit_count, image_count = manifest.write_plan(units)
             record = prepared.to_record(image_count, unit_count)
             manifest.write_job(record)
-            _label(manifest, record, prepared.work, pool, lock, progress)
-    return _summary(manifest, record, time.monotonic() - began)
+            _label(manifest, record, prepared.work, pool, lock, 0, progress)
+    return summarize(manifest, record, time.monotonic() - began)
 
 
 def resume(
@@ -157,22 +111,16 @@ def resume(
     record = _with_runtime(manifest.read_job(), manifest.storage.url, runtime)
     done = manifest.committed() | (set() if retry_failed else manifest.failed())
     if len(done) == record.units:
-        return replace(_summary(manifest, record, 0.0), worked=False)
+        return replace(summarize(manifest, record), worked=False)
     progress(Progress("start"))
-    with graph.cluster(record.job.runtime.address), Lock(manifest.storage, take_over) as lock:
+    with graph.cluster(record.job.runtime.address), Lock(manifest.storage, take_over, _interrupt) as lock:
         prepared = _prepare(record.job)
         _check_unchanged(record, prepared)
-        _check_shards(manifest, done)
+        labeled = record.images - _check_sources(manifest, done)
         if retry_failed:
             manifest.forget_failures()
-        _label(manifest, record, prepared.work, graph.pool_of(record.job.runtime), lock, progress)
-    return _summary(manifest, record, time.monotonic() - began)
-
-
-def status(output: str) -> Summary:
-    """How far a job is, from its manifest alone."""
-    manifest = Manifest(Storage(output))
-    return _summary(manifest, manifest.read_job(), 0.0)
+        _label(manifest, record, prepared.work, graph.pool_of(record.job.runtime), lock, labeled, progress)
+    return summarize(manifest, record, time.monotonic() - began)
 
 
 def dry_run(job: Job, progress: Reporter = id) -> DryRun:
@@ -276,11 +224,13 @@ def _begun(units: Iterator[Unit]) -> Iterator[Unit]:
     return chain([next(units)], units)
 
 
-def _label(manifest: Manifest, record: JobRecord, work: Any, pool: Any, lock: Lock, progress: Reporter) -> None:
+def _label(
+    manifest: Manifest, record: JobRecord, work: Any, pool: Any, lock: Lock, images: int, progress: Reporter
+) -> None:
+    """Works the open units, wave by wave; `images` are done already."""
     from prelabel.pipeline import graph
 
     done = manifest.committed() | manifest.failed()
-    images = record.images - sum(len(unit) for wave in manifest.waves(done) for unit in wave)
     for wave in manifest.waves(done):
         planned = sum(map(len, wave))
 
@@ -295,6 +245,11 @@ def _label(manifest: Manifest, record: JobRecord, work: Any, pool: Any, lock: Lo
         images += planned
     progress(Progress("label", images, record.images))
     manifest.storage.delete_temporary()
+
+
+def _interrupt() -> None:
+    """Stops the work as Ctrl-C would; it is the main thread that waits for Ray."""
+    _thread.interrupt_main()
 
 
 @contextmanager
@@ -345,33 +300,17 @@ def _warn_of_versions(then: dict[str, str], now: dict[str, str]) -> None:
         logger.warning("other versions than when the job began may give other results: %s", ", ".join(changed))
 
 
-def _check_shards(manifest: Manifest, done: set[int]) -> None:
-    """Raises SourceError if a shard that is still needed has another size than the plan recorded."""
+def _check_sources(manifest: Manifest, done: set[int]) -> int:
+    """How many images are still to label.
+
+    Raises:
+        SourceError: a shard that is still needed has another size than the plan recorded.
+    """
     checked: set[Shard] = set()
+    images = 0
     for wave in manifest.waves(done):
+        images += sum(map(len, wave))
         for shard in {unit.shard for unit in wave} - checked:
             check_unchanged(shard)
             checked.add(shard)
-
-
-def _summary(manifest: Manifest, record: JobRecord, seconds: float) -> Summary:
-    committed = images = annotations = 0
-    failed: Counter[str] = Counter()
-    for commit in manifest.commits():
-        counts = commit["counts"]
-        committed, images = committed + 1, images + counts["images"]
-        annotations += counts.get("annotations", 0)
-        failed.update(counts["failed"])
-    return Summary(
-        output=manifest.storage.url,
-        images=record.images,
-        labeled=images - failed.total(),
-        failed=dict(sorted(failed.items())),
-        annotations=annotations,
-        units=record.units,
-        committed=committed,
-        failures=list(manifest.failures()),
-        seconds=seconds,
-        max_failed=record.job.runtime.max_failed,
-        runner=holder(manifest.storage),
-    )
+    return images

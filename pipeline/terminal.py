@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prelabel.pipeline.runner import Progress as JobProgress
-from prelabel.pipeline.runner import Summary
+from prelabel.pipeline.summary import Summary
 
 SECONDS_BETWEEN_LINES = 15.0
 PHASES = {"start": "looking at the model", "plan": "planning", "label": "labeling"}
