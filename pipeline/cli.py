@@ -46,13 +46,26 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    known = {parameter.name for parameter in context.command.params} - {"config"}
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected lines like `model: torchvision:...`")
-    given = {str(key).replace("-", "_"): value for key, value in values.items()}
-    if unknown := sorted(set(given) - {str(name) for name in known}):
-        raise UserError(f"--config {path}: unknown key {unknown[0]!r}; there are {', '.join(sorted(map(str, known)))}")
-    context.default_map = {**(context.default_map or {}), **given}
+    try:
+        context.default_map = {**(context.default_map or {}), **dict(_defaults(context.command, values))}
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
+
+
+def _defaults(command: click.Command, values: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Parameter names and values from keys that are the long names of options, with dashes or underscores."""
+    parameters = {max(parameter.opts, key=len).lstrip("-"): parameter for parameter in command.params}
+    del parameters["config"]
+    for key, value in values.items():
+        parameter = parameters.get(str(key).replace("_", "-"))
+        if parameter is None:
+            raise UserError(f"unknown key {key!r}; there are {', '.join(sorted(parameters))}")
+        several = parameter.nargs == -1 or getattr(parameter, "multiple", False)
+        if isinstance(value, dict) or (isinstance(value, list) and not several):
+            raise UserError(f"{key} takes one value")
+        yield str(parameter.name), [value] if several and not isinstance(value, list) else value
 
 
 config_option = click.option(
@@ -312,7 +325,7 @@ def main() -> None:
     """Runs the command line; a user's mistake is one line, a bug is a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="prelabel", standalone_mode=False)
     except PrelabelError as error:
         click.echo(f"prelabel: {error}", err=True)
         code = error.exit_code
