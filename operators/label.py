@@ -17,6 +17,11 @@ from prelabel.schemas.tables import IMAGES, empty_table
 
 PENDING_PIXELS = 64 * 2**20
 """Decoded pixels that may wait for others of their input size: 192 MiB."""
+TOO_LARGE = {
+    "status": "failed",
+    "error_code": "too_large",
+    "error": "the accelerator's memory ran out on this image alone",
+}
 
 
 @dataclass
@@ -98,11 +103,7 @@ class Labeler:
             predictions = self._predict([image.pixels for _, image in batch])
             for (position, image), prediction in zip(batch, predictions, strict=True):
                 if prediction is None:
-                    facts[position] |= {
-                        "status": "failed",
-                        "error_code": "too_large",
-                        "error": "the accelerator's memory ran out on this image alone",
-                    }
+                    facts[position] |= TOO_LARGE
                     continue
                 info = ImageInfo(image_ids[position], image.height, image.width)
                 for operator in self.operators:
@@ -114,9 +115,8 @@ class Labeler:
 
     def _batches(self, unit: pa.Table, facts: list[dict[str, Any]]) -> Iterator[list[tuple[int, DecodedImage]]]:
         batches = Batches(self.batch_size, lambda image: self.model.input_size(image.height, image.width))
-        decoded = map_ahead(
-            self._decode, zip(unit["bytes"], unit["error_code"], strict=True), self.threads, 2 * self.threads
-        )
+        rows = zip(unit["bytes"], unit["error_code"], strict=True)
+        decoded = map_ahead(self._decode, rows, self.threads, ahead=self.threads)
         for position, (what, image) in enumerate(decoded):
             facts[position] |= what
             if image is None:

@@ -39,6 +39,8 @@ from prelabel.schemas.job import Runtime
 IO_CPUS = 0.5
 """What a read or a write task asks for: two of them share the processor that the actors leave."""
 CPUS_PER_WORKER = 4
+DECODE_THREADS = 8
+"""More would hold more decoded images at once than they are worth: 70 MB for one of 24 megapixels."""
 POLL_SECONDS = 0.5
 
 
@@ -341,7 +343,7 @@ class _Worker:
             operators_for(map(Task, work.tasks)),
             batch_size=pool.batch_size,
             max_pixels=work.max_pixels,
-            threads=pool.cpus,
+            threads=min(pool.cpus, DECODE_THREADS),
             progress=lambda images: counter.add.remote(images),
         )
 
