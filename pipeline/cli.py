@@ -79,15 +79,39 @@ config_option = click.option(
 )
 json_option = _option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 runtime_options = _all(
-    _option("--workers", metavar="N|MIN:MAX", help="Actors that hold the model. [default: one per GPU, or per 4 CPUs]"),
-    _option("--gpus-per-worker", type=click.FloatRange(0), help="May be a fraction. [default: 1 where there are any]"),
-    _option("--cpus-per-worker", type=click.IntRange(1), help="Also its threads. [default: shared out evenly]"),
-    _option("--batch-size", type=click.IntRange(1), help="Images a forward pass. [default: 8 on a GPU, 1 on CPUs]"),
-    _option("--address", help="Of a running Ray cluster; `auto` finds it. [default: Ray starts on this machine]"),
+    _option("--workers", metavar="N|MIN:MAX", help="Processes with the model. [default: one per GPU, or per 4 CPUs]"),
     _option(
-        "--max-failed", type=click.IntRange(0), help="Exit with 3 if more images fail. [default: any number is fine]"
+        "--gpus-per-worker",
+        type=click.FloatRange(0),
+        metavar="X",
+        help="May be a fraction. [default: 1 where there are any]",
     ),
-    _option("--max-failed-units", type=click.IntRange(1), help="Stop after so many failed units. [default: 100]"),
+    _option(
+        "--cpus-per-worker", type=click.IntRange(1), metavar="N", help="Threads of each. [default: shared out evenly]"
+    ),
+    _option(
+        "--batch-size",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Images a forward pass. [default: 8 on a GPU, 1 on CPUs]",
+    ),
+    _option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Of a running Ray cluster; `auto` finds it. [default: Ray starts on this machine]",
+    ),
+    _option(
+        "--max-failed",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Exit with 3 if more images fail. [default: any number is fine]",
+    ),
+    _option(
+        "--max-failed-units",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Stop after so many failed units. [default: 100]",
+    ),
 )
 
 
@@ -115,13 +139,22 @@ def cli(verbose: bool) -> None:
 @_option("--task", "tasks", metavar="TASK", multiple=True, help="detect, segment_instances. [default: all it can]")
 @_option("--weights", metavar="NAME|FILE", help="A name that the family knows, or a .pth or .safetensors file.")
 @_option("--categories", metavar="FILE", help="COCO JSON, a JSON list, or one name a line. [default: the model's own]")
-@_option("--score-threshold", type=click.FloatRange(0, 1), help="[default: 0.05, or the model's own if higher]")
+@_option(
+    "--score-threshold", type=click.FloatRange(0, 1), metavar="X", help="[default: 0.05, or the model's own if higher]"
+)
 @_option("--include", metavar="GLOB", multiple=True, help="Files to take, instead of those with an image suffix.")
 @_option("--image-column", metavar="NAME", help="Of a Parquet source or list. [default: found by type and name]")
-@_option("--limit", type=click.IntRange(1), help="Label only the first images.")
-@_option("--max-image-pixels", type=click.IntRange(1), help="Refuse larger images. [default: 178956970]")
-@_option("--unit-images", type=click.IntRange(1), help="Most images that are committed at once. [default: 512]")
-@_option("--unit-bytes", type=click.IntRange(1), help="Most encoded bytes likewise. [default: 268435456]")
+@_option("--limit", type=click.IntRange(1), metavar="N", help="Label only the first images.")
+@_option("--max-image-pixels", type=click.IntRange(1), metavar="N", help="Refuse larger images. [default: 178956970]")
+@_option(
+    "--unit-images", type=click.IntRange(1), metavar="N", help="Most images that are committed at once. [default: 512]"
+)
+@_option(
+    "--unit-bytes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most encoded bytes that are committed at once. [default: 268435456]",
+)
 @runtime_options
 @_option("--dry-run", is_flag=True, help="Check everything, plan, and write nothing.")
 @json_option
@@ -139,6 +172,8 @@ def run(sources: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **o
       prelabel run photos -o labels -m torchvision:fasterrcnn_resnet50_fpn_v2 --weights mine.pth --categories c.json
       prelabel run photos -o labels -m python:my_models:build --task detect --score-threshold 0.3
       prelabel run --config job.yaml --dry-run
+
+    Each option is also an environment variable: PRELABEL_BATCH_SIZE for --batch-size, and so on.
     """
     from prelabel.pipeline import runner
     from prelabel.schemas.job import Job
@@ -179,7 +214,12 @@ def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runti
 @click.argument("url")
 @json_option
 def status(url: str, as_json: bool) -> int:
-    """Say how far a job is."""
+    """Say how far a job is; reads its manifest alone, also while it runs.
+
+    \b
+    Example:
+      prelabel status labels --json
+    """
     from prelabel.pipeline.summary import status as status_of
 
     _print_summary(status_of(url), as_json)
@@ -232,6 +272,7 @@ def evaluate(url: str, truth: str, as_json: bool) -> int:
     figures = measure(open_dataset(url), truth)
     if as_json:
         click.echo(json.dumps(figures))
+        return 0
     for kind, metrics in figures.items():
         click.echo(f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), err=True)
     return 0
@@ -259,8 +300,10 @@ def models(as_json: bool) -> int:
 
 @cli.command()
 @click.option("--output", "-o", default="prelabel-demo", show_default=True, metavar="DIR", help="Must be new or empty.")
-@click.option("--images", default=48, show_default=True, type=click.IntRange(1), help="Scenes to generate.")
-@click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Of the scenes.")
+@click.option(
+    "--images", default=48, show_default=True, type=click.IntRange(1), metavar="N", help="Scenes to generate."
+)
+@click.option("--seed", default=7, show_default=True, type=click.IntRange(0), metavar="N", help="Of the scenes.")
 def demo(output: str, images: int, seed: int) -> int:
     """The whole way on generated images with the bundled model; needs no network."""
     from prelabel.pipeline.demo import run_demo
@@ -330,7 +373,8 @@ def main() -> None:
         click.echo(f"prelabel: {error}", err=True)
         code = error.exit_code
     except click.ClickException as error:
-        error.show()
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "prelabel"
+        click.echo(f"prelabel: {error.format_message()}; see `{where} --help`", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("\ninterrupted", err=True)

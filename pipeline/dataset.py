@@ -56,9 +56,17 @@ class LabelDataset:
         return ds.FileSystemDataset.from_paths(paths, schema=TABLES[name], format=_format(), filesystem=files)
 
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """A table's rows in image order, one row group at a time: memory does not grow with the table."""
+        """A table's rows in image order, one row group at a time: memory does not grow with the table.
+
+        Raises:
+            JobError: there is no such table, or one of its parts is missing or damaged.
+        """
         for fragment in self.table(name).get_fragments():
-            yield from fragment.to_batches(columns=columns, use_threads=False, batch_readahead=1, fragment_readahead=0)
+            try:
+                yield from fragment.to_batches(columns=columns, use_threads=False, batch_readahead=1)
+            except (OSError, pa.ArrowException) as error:
+                reason = " ".join(str(error).split())
+                raise JobError(f"{fragment.path} can't be read ({reason}): put it back, or label anew") from error
 
 
 def _format() -> ds.ParquetFileFormat:

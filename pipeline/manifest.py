@@ -71,7 +71,7 @@ class Manifest:
         while some := list(islice(remaining, UNITS_PER_PLAN_FILE)):
             buffer = pa.BufferOutputStream()
             pq.write_table(to_table(some), buffer, compression="zstd", row_group_size=64, write_page_checksum=True)
-            self.storage.put(f"{UNITS}/part-{count // UNITS_PER_PLAN_FILE:05d}.parquet", buffer.getvalue().to_pybytes())
+            self._put(f"{UNITS}/part-{count // UNITS_PER_PLAN_FILE:05d}.parquet", buffer.getvalue().to_pybytes())
             count += len(some)
             images += sum(map(len, some))
         return count, images
@@ -87,7 +87,11 @@ class Manifest:
 
     def write_job(self, job: JobRecord) -> None:
         """Writes job.json, which makes the plan count."""
-        self.storage.put(JOB, to_json(job.model_dump(mode="json")))
+        self._put(JOB, to_json(job.model_dump(mode="json")))
+
+    def _put(self, name: str, data: bytes) -> None:
+        with reaching(f"write to {self.storage.url}"):
+            self.storage.put(name, data)
 
     def read_job(self) -> JobRecord:
         """The job's description.

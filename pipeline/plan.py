@@ -71,7 +71,14 @@ def _indexed_shards(labels: Labels) -> Iterator[tuple[Shard, list[ImageRef]]]:
     for source in sources:
         shards |= {shard.uri: (source, shard) for shard in source.shards()}
     ordered = [shards[uri] for uri in sorted(shards)]
-    return map_ahead(lambda one: (one[1], list(one[0].index(one[1]))), ordered, INDEX_THREADS, INDEX_THREADS)
+    return map_ahead(lambda one: (one[1], _index(*one)), ordered, INDEX_THREADS, INDEX_THREADS)
+
+
+def _index(source: Source, shard: Shard) -> list[ImageRef]:
+    try:
+        return list(source.index(shard))
+    except OSError as error:
+        raise SourceError(f"{shard.uri} can't be read for now ({error}): give the same command again later") from error
 
 
 def _runs(refs: Iterable[ImageRef], limits: Limits) -> Iterator[list[ImageRef]]:

@@ -21,7 +21,7 @@ from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
 from prelabel.pipeline.sources.base import Shard, Unit
 from prelabel.pipeline.sources.shards import check_unchanged
-from prelabel.pipeline.storage import Storage, open_url, read_file
+from prelabel.pipeline.storage import FINAL_ERRORS, Storage, open_url, read_file
 from prelabel.pipeline.summary import Summary, summarize
 from prelabel.schemas.categories import CategorySet, load_categories
 from prelabel.schemas.errors import JobError, UserError
@@ -61,13 +61,13 @@ def run(job: Job, progress: Reporter = id) -> Summary:
     Raises:
         PrelabelError: the job can't be run as it is; nothing has been written then.
     """
-    from prelabel.pipeline import graph
-
     began = time.monotonic()
     job = _absolute(job)
     manifest = Manifest(Storage(job.output))
     manifest.check_free()
     manifest.storage.check_shared()
+    from prelabel.pipeline import graph  # seconds of imports, and of no use to what is refused
+
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
@@ -104,14 +104,14 @@ def resume(
         JobError: there is no job, it is being worked on, or its weights or categories have changed.
         SourceError: a source is not what was planned.
     """
-    from prelabel.pipeline import graph
-
     began = time.monotonic()
     manifest = Manifest(Storage(output))
     record = _with_runtime(manifest.read_job(), manifest.storage.url, runtime)
     done = manifest.committed() | (set() if retry_failed else manifest.failed())
     if len(done) == record.units:
         return replace(summarize(manifest, record), worked=False)
+    from prelabel.pipeline import graph
+
     progress(Progress("start"))
     with graph.cluster(record.job.runtime.address), Lock(manifest.storage, take_over, _interrupt) as lock:
         prepared = _prepare(record.job)
@@ -191,8 +191,8 @@ def _spec(labels: Labels) -> ModelSpec:
         fs, path = open_url(labels.categories)
         try:
             categories = load_categories(read_file(fs, path), labels.categories)
-        except FileNotFoundError as error:
-            raise UserError(f"--categories {labels.categories}: there is no such file") from error
+        except FINAL_ERRORS as error:
+            raise UserError(f"--categories {labels.categories} can't be read: {error}") from error
     return ModelSpec(
         labels.model,
         weights=labels.weights,

@@ -34,5 +34,5 @@ class CocoResults(Exporter):
         """Writes all annotations."""
         with writing(to) as out:
             annotations = write_results(out, dataset.batches("annotations"))
-        images = sum(len(batch) for batch in dataset.batches("images", ["image_id"]))
+        images = sum(batch["status"].to_pylist().count("ok") for batch in dataset.batches("images", ["status"]))
         return ExportSummary(to, images, annotations)

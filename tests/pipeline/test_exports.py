@@ -55,7 +55,7 @@ def test_export_that_fails_leaves_the_old_file(name: str, tmp_path: Path) -> Non
     exporter_of(name).write(labels, f"{tmp_path}/out/labels")
     old = (tmp_path / "out" / "labels").read_bytes()
     (tmp_path / "labels" / "annotations" / "part-00000001.parquet").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(JobError, match="part-00000001"):
         exporter_of(name).write(labels, f"{tmp_path}/out/labels")
     assert [(file.name, file.read_bytes()) for file in (tmp_path / "out").iterdir()] == [("labels", old)]
 

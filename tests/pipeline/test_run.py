@@ -119,7 +119,7 @@ def test_bad_images_are_rows_in_order_and_cost_nothing_else(tmp_path: Path) -> N
         "b text.jpg": b"not at all an image",
         "c cut.jpg": photo.getvalue()[:800],
         "d pixel.png": pixel.getvalue(),
-        "e it's \"odd\"\n 한국어.png": good,
+        'e it\'s "odd"\n 한국어.png': good,
     }
     write_files(str(tmp_path / "in"), files)
     summary = run(Job.of(str(tmp_path / "in"), output=str(tmp_path / "out"), **CHANNELS))
