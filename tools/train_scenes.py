@@ -1,4 +1,4 @@
-"""Train the bundled demo network on generated scenes and write its weights: 30 to 40 minutes on two cores.
+"""Train the bundled demo network on generated scenes and write its weights: about 50 minutes on two cores.
 
 Every scene is seen once. Same options, versions and processor: same weights.
 """

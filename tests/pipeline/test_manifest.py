@@ -39,7 +39,7 @@ def clear() -> None:
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
-class CrashError(Exception):
+class CrashError(BaseException):
     pass
 
 
