@@ -42,8 +42,15 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
         return
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Text stays text, for the options to read: to YAML 1.1, 1:4 is the number 64."""
+
+    Loader.yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0].endswith((":bool", ":null", ":merge"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

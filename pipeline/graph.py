@@ -7,14 +7,16 @@ them with the model: it would wait for storage.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -29,16 +31,15 @@ from ray.exceptions import RayError
 
 from prelabel.operators.models import ModelSpec
 from prelabel.pipeline.manifest import Manifest
+from prelabel.pipeline.pool import Pool
 from prelabel.pipeline.sources import source_of_kind
 from prelabel.pipeline.sources.base import SourceOptions, Unit
 from prelabel.pipeline.storage import Storage, local_copy
 from prelabel.pipeline.writer import write_unit
-from prelabel.schemas.errors import PrelabelError, UserError
-from prelabel.schemas.job import Runtime
+from prelabel.schemas.errors import ModelError, PrelabelError, UserError
 
 IO_CPUS = 0.5
 """What a read or a write task asks for: two of them share the processor that the actors leave."""
-CPUS_PER_WORKER = 4
 DECODE_THREADS = 8
 """More would hold more decoded images at once than they are worth: 70 MB for one of 24 megapixels."""
 POLL_SECONDS = 0.5
@@ -54,6 +55,7 @@ class Work:
         spec: the model
         tasks: what it is asked for
         max_pixels: of one image
+        digest: of the weights that the job was planned with
         metadata: what each Parquet file carries
     """
 
@@ -62,18 +64,8 @@ class Work:
     spec: ModelSpec
     tasks: tuple[str, ...]
     max_pixels: int
+    digest: str
     metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """How many actors there are, and what each may use."""
-
-    fewest: int
-    most: int
-    cpus: int
-    gpus: float
-    batch_size: int
 
 
 @contextmanager
@@ -82,19 +74,34 @@ def cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS")  # which Ray would follow anyway
     # One processor more than there are: storage waits, mostly, and must never wait for the model.
     own = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
+    _check_answers(address)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         with _stderr_closed(), _own_signals():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
     try:
-        yield
+        # Ray prints what its processes die of, also with log_to_driver=False, and to standard output.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Raises UserError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
 
 
 @contextmanager
@@ -120,24 +127,10 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def pool_of(runtime: Runtime) -> Pool:
-    """The pool that the runtime asks for, with the cluster's resources shared out where it leaves a choice.
-
-    Raises:
-        UserError: the cluster is too small for it.
-    """
-    resources = ray.cluster_resources()
-    cpus, gpus = max(1, int(resources.get("CPU", 1)) - 1), resources.get("GPU", 0.0)
-    gpus_each = min(1.0, gpus) if runtime.gpus_per_worker is None else runtime.gpus_per_worker
-    default = int(gpus // gpus_each) if gpus_each else max(1, cpus // CPUS_PER_WORKER)
-    fewest, most = runtime.worker_range or (default, default)
-    cpus_each = runtime.cpus_per_worker or max(1, cpus // most)
-    if runtime.address is None and (fewest * cpus_each > cpus or fewest * gpus_each > gpus):
-        raise UserError(
-            f"--workers {fewest} of {cpus_each} CPUs and {gpus_each:g} GPUs each do not fit on this machine with "
-            f"{cpus} CPUs and {gpus:g} GPUs: ask for fewer workers, --cpus-per-worker or --gpus-per-worker"
-        )
-    return Pool(fewest, most, cpus_each, gpus_each, runtime.batch_size or (8 if gpus_each else 1))
+def resources() -> tuple[int, float]:
+    """Processors that actors may have, and GPUs, of the whole cluster; one processor is left to storage."""
+    found = ray.cluster_resources()
+    return max(1, int(found.get("CPU", 1)) - 1), float(found.get("GPU", 0))
 
 
 @dataclass(frozen=True)
@@ -192,13 +185,14 @@ def _here(spec: ModelSpec) -> ModelSpec:
 
 
 def label_wave(
-    work: Work, units: list[Unit], pool: Pool, max_failed_units: int, progress: Callable[[int], None]
+    work: Work, units: list[Unit], pool: Pool, max_failed_units: int, progress: Callable[[int], object]
 ) -> list[str]:
     """Reads, labels and commits units; the manifest says afterwards which of them are done.
 
     `progress` is told, about twice a second, how many images have been labeled so far. Returns what Ray Data had to
     say of units that failed.
     """
+    gc.collect()  # the actors of a wave that failed hang on a cycle of references, and on to their processors
     context = DataContext.get_current().copy()
     context.target_max_block_size = None
     context.max_errored_blocks = max_failed_units
@@ -208,7 +202,10 @@ def label_wave(
     with DataContext.current(context), _errors_collected() as errors, _counted(progress) as counter:
         blocks = ray.data.read_datasource(_Units(work, units), override_num_blocks=len(units), num_cpus=IO_CPUS)
         tables = _with_workers(blocks, len(units), work, pool, counter)
-        tables.write_datasink(_Commits(work), ray_remote_args={"num_cpus": IO_CPUS})
+        try:
+            tables.write_datasink(_Commits(work), ray_remote_args={"num_cpus": IO_CPUS})
+        except RayError as error:
+            errors.append(str(error))
     return errors
 
 
@@ -265,7 +262,7 @@ class _Count:
 
 
 @contextmanager
-def _counted(progress: Callable[[int], None]) -> Iterator[Any]:
+def _counted(progress: Callable[[int], object]) -> Iterator[Any]:
     counter = ray.remote(num_cpus=0)(_Count).remote()
     done = threading.Event()
 
@@ -320,7 +317,10 @@ def _failure_recorded(work: Work, unit: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        Manifest(Storage(work.output)).record_failure(unit, error)
+        # What a disk or a network answers may change; what a shard or a model says of an image does not.
+        final = not isinstance(error, OSError)
+        with suppress(OSError):
+            Manifest(Storage(work.output)).record_failure(unit, type(error).__name__, str(error), final)
         raise
 
 
@@ -337,9 +337,14 @@ class _Worker:
 
         torch.set_num_threads(pool.cpus)
         self.work = work
-        spec = replace(_here(work.spec), device="cuda" if pool.gpus else "cpu")
+        model = load_model(replace(_here(work.spec), device="cuda" if pool.gpus else "cpu"))
+        if model.digest != work.digest:
+            raise ModelError(
+                f"{model.name} has other weights than when the job was planned: the file has changed, or the factory "
+                "makes new ones each time (load or seed them)"
+            )
         self.labeler = Labeler(
-            load_model(spec),
+            model,
             operators_for(map(Task, work.tasks)),
             batch_size=pool.batch_size,
             max_pixels=work.max_pixels,
@@ -375,4 +380,5 @@ class _Commits(Datasink[None]):
             for row in block.to_pylist():
                 unit, timings = row.pop("unit"), {"label_seconds": round(row.pop("label_seconds"), 3)}
                 tables = {name: pa.ipc.open_stream(data).read_all() for name, data in row.items()}
-                write_unit(manifest, unit, tables, self.work.metadata, timings)
+                with _failure_recorded(self.work, unit):
+                    write_unit(manifest, unit, tables, self.work.metadata, timings)

@@ -108,8 +108,8 @@ class Lock:
                     self.on_lost()
                     return
                 self.storage.put(LOCK, self._content(beat))
-            except OSError:
-                continue  # a beat that storage swallows is no reason to stop the work
+            except Exception:  # noqa: BLE001  each storage library has its own; a lost beat is no reason to stop
+                continue
 
 
 def holder(storage: Storage) -> dict[str, Any] | None:

@@ -120,9 +120,14 @@ class Manifest:
         """The numbers of the units that count."""
         return self._numbers(COMMITS)
 
-    def failed(self) -> set[int]:
-        """The numbers of the units that were given up."""
-        return self._numbers(FAILURES) - self.committed()
+    def failures(self) -> list[dict[str, Any]]:
+        """Why units without a commit could not be finished, by unit number."""
+        numbers = self._numbers(FAILURES)
+        return list(self._contents(FAILURES, sorted(numbers - self.committed()))) if numbers else []
+
+    def given_up(self) -> set[int]:
+        """The numbers of the units that failed for a reason that trying again does not mend."""
+        return {failure["unit"] for failure in self.failures() if failure["final"]}
 
     def _numbers(self, folder: str) -> set[int]:
         return {int(name[:-5]) for name in self.storage.names(folder) if name.endswith(".json")}
@@ -135,24 +140,22 @@ class Manifest:
         """All commits, by unit number."""
         return self._contents(COMMITS, sorted(self.committed()))
 
-    def record_failure(self, unit: int, error: BaseException) -> None:
-        """Says why a unit could not be finished, and how often it was tried."""
+    def record_failure(self, unit: int, reason: str, message: str, final: bool) -> None:
+        """Says why a unit could not be finished, and how often it was tried.
+
+        Args:
+            unit: its number
+            reason: the kind of error
+            message: the error itself
+            final: whether only `--retry-failed` works it again; a storage that fails for now is not final
+        """
         name = f"{FAILURES}/{unit_name(unit)}"
         try:
             attempts = orjson.loads(self.storage.read(name))["attempts"]
         except FileNotFoundError:
             attempts = 0
-        what = {"unit": unit, "attempts": attempts + 1, "error": type(error).__name__, "message": str(error)}
+        what = {"unit": unit, "attempts": attempts + 1, "error": reason, "message": message, "final": final}
         self.storage.put(name, to_json(what))
-
-    def failures(self) -> Iterator[dict[str, Any]]:
-        """Why units failed, by unit number."""
-        return self._contents(FAILURES, sorted(self.failed()))
-
-    def forget_failures(self) -> None:
-        """Lets failed units be worked again."""
-        for name in self.storage.names(FAILURES):
-            self.storage.delete(f"{FAILURES}/{name}")
 
     def _contents(self, folder: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
         with ThreadPoolExecutor(READ_THREADS) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -51,12 +52,10 @@ def plan_units(labels: Labels, progress: Callable[[int], object] = int) -> Itera
     limits = Limits(labels.unit_images, labels.unit_bytes)
     number, images = 0, 0
     for shard, refs in _indexed_shards(labels):
-        if labels.limit is not None:
-            refs = refs[: labels.limit - images]
-        for run in _runs(refs, limits):
+        for run in _runs(islice(refs, None if labels.limit is None else labels.limit - images), limits):
             yield _unit(number, shard, images, run)
             number, images = number + 1, images + len(run)
-        progress(images)
+            progress(images)
         if images == labels.limit:
             return
     if images == 0:
@@ -64,19 +63,22 @@ def plan_units(labels: Labels, progress: Callable[[int], object] = int) -> Itera
         raise SourceError(f"no images in {names}; check the path, or name the files to take with --include GLOB")
 
 
-def _indexed_shards(labels: Labels) -> Iterator[tuple[Shard, list[ImageRef]]]:
+def _indexed_shards(labels: Labels) -> Iterator[tuple[Shard, Iterable[ImageRef]]]:
     options = source_options(labels)
     sources = [open_source(url, options) for url in labels.sources]
     shards: dict[str, tuple[Source, Shard]] = {}
     for source in sources:
         shards |= {shard.uri: (source, shard) for shard in source.shards()}
     ordered = [shards[uri] for uri in sorted(shards)]
-    return map_ahead(lambda one: (one[1], _index(*one)), ordered, INDEX_THREADS, INDEX_THREADS)
+    if len(ordered) == 1:  # as a folder is: its images are not held in memory at once
+        yield from ((shard, _index(source, shard)) for source, shard in ordered)
+    else:
+        yield from map_ahead(lambda one: (one[1], list(_index(*one))), ordered, INDEX_THREADS, INDEX_THREADS)
 
 
-def _index(source: Source, shard: Shard) -> list[ImageRef]:
+def _index(source: Source, shard: Shard) -> Iterator[ImageRef]:
     try:
-        return list(source.index(shard))
+        yield from source.index(shard)
     except OSError as error:
         raise SourceError(f"{shard.uri} can't be read for now ({error}): give the same command again later") from error
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import _thread
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import chain
@@ -19,13 +20,14 @@ from prelabel.operators.models import ModelSpec
 from prelabel.pipeline.lock import Lock
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
+from prelabel.pipeline.pool import pool_of
 from prelabel.pipeline.sources.base import Shard, Unit
 from prelabel.pipeline.sources.shards import check_unchanged
 from prelabel.pipeline.storage import FINAL_ERRORS, Storage, open_url, read_file
 from prelabel.pipeline.summary import Summary, summarize
 from prelabel.schemas.categories import CategorySet, load_categories
 from prelabel.schemas.errors import JobError, UserError
-from prelabel.schemas.job import Job, JobRecord, Labels, Runtime, fingerprint
+from prelabel.schemas.job import Job, JobRecord, Labels, Runtime, fingerprint, in_one_line
 from prelabel.schemas.tables import file_metadata
 
 logger = logging.getLogger("prelabel")
@@ -71,15 +73,16 @@ def run(job: Job, progress: Reporter = id) -> Summary:
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
-        pool = graph.pool_of(job.runtime)
+        pool = pool_of(job.runtime, *graph.resources())
         units = _begun(plan_units(job.labels, lambda images: progress(Progress("plan", images))))
         manifest.storage.check_writable()
         with Lock(manifest.storage, on_lost=_interrupt) as lock:
             manifest.check_free()
             unit_count, image_count = manifest.write_plan(units)
             record = prepared.to_record(image_count, unit_count)
+            lock.check()
             manifest.write_job(record)
-            _label(manifest, record, prepared.work, pool, lock, 0, progress)
+            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(done=set())
     return summarize(manifest, record, time.monotonic() - began)
 
 
@@ -107,20 +110,26 @@ def resume(
     began = time.monotonic()
     manifest = Manifest(Storage(output))
     record = _with_runtime(manifest.read_job(), manifest.storage.url, runtime)
-    done = manifest.committed() | (set() if retry_failed else manifest.failed())
-    if len(done) == record.units:
+    if not _open_units(manifest, record, retry_failed):
         return replace(summarize(manifest, record), worked=False)
-    from prelabel.pipeline import graph
+    manifest.storage.check_writable()
+    with Lock(manifest.storage, take_over, _interrupt) as lock:
+        from prelabel.pipeline import graph
 
-    progress(Progress("start"))
-    with graph.cluster(record.job.runtime.address), Lock(manifest.storage, take_over, _interrupt) as lock:
-        prepared = _prepare(record.job)
-        _check_unchanged(record, prepared)
-        labeled = record.images - _check_sources(manifest, done)
-        if retry_failed:
-            manifest.forget_failures()
-        _label(manifest, record, prepared.work, graph.pool_of(record.job.runtime), lock, labeled, progress)
+        progress(Progress("start"))
+        with graph.cluster(record.job.runtime.address):
+            prepared = _prepare(record.job)
+            _check_unchanged(record, prepared)
+            done = set(range(record.units)) - _open_units(manifest, record, retry_failed)
+            _check_sources(manifest, done)
+            pool = pool_of(record.job.runtime, *graph.resources())
+            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(done)
     return summarize(manifest, record, time.monotonic() - began)
+
+
+def _open_units(manifest: Manifest, record: JobRecord, retry_failed: bool) -> set[int]:
+    given_up = set() if retry_failed else manifest.given_up()
+    return set(range(record.units)) - manifest.committed() - given_up
 
 
 def dry_run(job: Job, progress: Reporter = id) -> DryRun:
@@ -128,11 +137,13 @@ def dry_run(job: Job, progress: Reporter = id) -> DryRun:
     from prelabel.pipeline import graph
 
     job = _absolute(job)
-    Manifest(Storage(job.output)).check_free()
+    manifest = Manifest(Storage(job.output))
+    manifest.check_free()
+    manifest.storage.check_shared()
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
-        graph.pool_of(job.runtime)
+        pool_of(job.runtime, *graph.resources())
     images = units = size = 0
     shards: set[str] = set()
     for unit in plan_units(job.labels, lambda count: progress(Progress("plan", count))):
@@ -180,8 +191,17 @@ def _prepare(job: Job) -> _Prepared:
     spec = _spec(labels)
     description = graph.describe(spec, labels.tasks)
     categories = CategorySet.from_json(description.categories_json)
-    metadata = file_metadata(fingerprint(labels, description.digest, categories.digest), description.categories_json)
-    work = graph.Work(job.output, source_options(labels), spec, description.tasks, labels.max_image_pixels, metadata)
+    digest = description.digest
+    metadata = file_metadata(fingerprint(labels, digest, categories.digest), description.categories_json)
+    work = graph.Work(
+        job.output,
+        source_options(labels),
+        spec,
+        description.tasks,
+        labels.max_image_pixels,
+        description.digest,
+        metadata,
+    )
     return _Prepared(job, categories, description, work)
 
 
@@ -208,7 +228,7 @@ def _absolute(job: Job) -> Job:
     weights = labels.weights
     changes = {
         "sources": tuple(map(_absolute_path, labels.sources)),
-        "weights": _absolute_path(weights) if weights and os.path.exists(weights) else weights,
+        "weights": _absolute_path(weights) if weights and os.path.exists(os.path.expanduser(weights)) else weights,
         "categories": _absolute_path(labels.categories) if labels.categories else None,
         "python_path": os.path.abspath(labels.python_path or ".") if labels.model.startswith("python:") else None,
     }
@@ -216,7 +236,7 @@ def _absolute(job: Job) -> Job:
 
 
 def _absolute_path(url: str) -> str:
-    return url if "://" in url else os.path.abspath(url)
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def _begun(units: Iterator[Unit]) -> Iterator[Unit]:
@@ -224,48 +244,73 @@ def _begun(units: Iterator[Unit]) -> Iterator[Unit]:
     return chain([next(units)], units)
 
 
-def _label(
-    manifest: Manifest, record: JobRecord, work: Any, pool: Any, lock: Lock, images: int, progress: Reporter
-) -> None:
-    """Works the open units, wave by wave; `images` are done already."""
-    from prelabel.pipeline import graph
-
-    done = manifest.committed() | manifest.failed()
-    for wave in manifest.waves(done):
-        planned = sum(map(len, wave))
-
-        def labeled(count: int, before: int = images, most: int = planned) -> None:
-            progress(Progress("label", before + min(count, most), record.images))
-
-        labeled(0)
-        with _failures_looked_at(manifest, wave, lock):
-            errors = graph.label_wave(work, wave, pool, record.job.runtime.max_failed_units, labeled)
-            for error in errors:
-                logger.info("%s", error)
-        images += planned
-    progress(Progress("label", images, record.images))
-    manifest.storage.delete_temporary()
-
-
 def _interrupt() -> None:
     """Stops the work as Ctrl-C would; it is the main thread that waits for Ray."""
     _thread.interrupt_main()
 
 
-@contextmanager
-def _failures_looked_at(manifest: Manifest, wave: list[Unit], lock: Lock) -> Iterator[None]:
-    """Ends the run where another has taken over; lets an error through unless the manifest tells of its units."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        lock.check()
-        raise
-    except Exception:
-        lock.check()
-        failed = manifest.failed() & {unit.number for unit in wave}
-        if not failed:
+@dataclass(frozen=True)
+class _Labeling:
+    """The part of a run that holds the lock and a cluster, and works the open units wave by wave."""
+
+    manifest: Manifest
+    record: JobRecord
+    work: Any
+    pool: Any
+    lock: Lock
+    progress: Reporter
+
+    def label(self, done: set[int]) -> None:
+        """Works the units that are not done, until too many have failed."""
+        waves = self.manifest.waves(done)
+        images = self.record.images - sum(map(len, chain.from_iterable(waves))) if done else 0
+        most = tolerated = self.record.job.runtime.max_failed_units
+        for wave in self.manifest.waves(done):
+            tolerated -= self._label_wave(wave, tolerated, images)
+            images += sum(map(len, wave))
+            if tolerated < 0:
+                logger.warning("more than %d units failed (--max-failed-units): stopped", most)
+                break
+        self.manifest.storage.delete_temporary()
+
+    def _label_wave(self, wave: list[Unit], tolerated: int, before: int) -> int:
+        """Works some units, `before` images being done; returns how many failed, each told in the manifest."""
+        from prelabel.pipeline import graph
+
+        planned, total = sum(map(len, wave)), self.record.images
+        self.progress(Progress("label", before, total))
+        told = self._attempts()
+        try:
+            errors = graph.label_wave(
+                self.work,
+                wave,
+                self.pool,
+                tolerated,
+                lambda count: self.progress(Progress("label", before + min(count, planned), total)),
+            )
+        except KeyboardInterrupt:
+            self.lock.check()
             raise
-        logger.debug("a wave ended early", exc_info=True)
+        self.lock.check()
+        self.progress(Progress("label", before + planned, total))
+        failed = {unit.number for unit in wave} - self.manifest.committed()
+        if failed:
+            logger.debug("%s", "\n".join(errors))
+            attempts = self._attempts()
+            for unit in sorted(unit for unit in failed if attempts.get(unit, 0) == told.get(unit, 0)):
+                with suppress(OSError):
+                    self.manifest.record_failure(unit, "Unfinished", _reason(errors), final=False)
+        return len(failed)
+
+    def _attempts(self) -> dict[int, int]:
+        return {failure["unit"]: failure["attempts"] for failure in self.manifest.failures()}
+
+
+def _reason(errors: list[str]) -> str:
+    """The one line that says most in what Ray logs of a failed block: the last that names an error."""
+    lines = [line.strip() for error in errors for line in error.splitlines()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Invalid|Died)\b.*:", line)]
+    return (named or lines or ["its worker died, or the run was stopped"])[-1]
 
 
 def _with_runtime(record: JobRecord, output: str, changes: dict[str, Any]) -> JobRecord:
@@ -273,7 +318,7 @@ def _with_runtime(record: JobRecord, output: str, changes: dict[str, Any]) -> Jo
     try:
         runtime = Runtime.model_validate(record.job.runtime.model_dump() | given)
     except ValidationError as error:
-        raise UserError(str(error.errors()[0]["msg"])) from error
+        raise UserError(in_one_line(error)) from error
     # The folder may have been moved since.
     return record.model_copy(update={"job": record.job.model_copy(update={"output": output, "runtime": runtime})})
 
@@ -300,17 +345,10 @@ def _warn_of_versions(then: dict[str, str], now: dict[str, str]) -> None:
         logger.warning("other versions than when the job began may give other results: %s", ", ".join(changed))
 
 
-def _check_sources(manifest: Manifest, done: set[int]) -> int:
-    """How many images are still to label.
-
-    Raises:
-        SourceError: a shard that is still needed has another size than the plan recorded.
-    """
+def _check_sources(manifest: Manifest, done: set[int]) -> None:
+    """Raises SourceError if a shard that is still needed has another size than the plan recorded."""
     checked: set[Shard] = set()
-    images = 0
     for wave in manifest.waves(done):
-        images += sum(map(len, wave))
         for shard in {unit.shard for unit in wave} - checked:
             check_unchanged(shard)
             checked.add(shard)
-    return images

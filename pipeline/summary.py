@@ -23,7 +23,7 @@ class Summary:
         failed: error code -> images with a `failed` row
         annotations: rows
         units, committed: units planned, and those that count
-        failures: why other units were given up, as `_manifest/failures` has it
+        failures: why units without a commit could not be finished, as `_manifest/failures` has it
         seconds: this run took
         max_failed: failed images that the job tolerates
         runner: who works on it now
@@ -87,7 +87,7 @@ def summarize(manifest: Manifest, record: JobRecord, seconds: float = 0.0) -> Su
         annotations=annotations,
         units=record.units,
         committed=committed,
-        failures=list(manifest.failures()),
+        failures=manifest.failures(),
         seconds=seconds,
         max_failed=record.job.runtime.max_failed,
         runner=holder(manifest.storage),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -69,17 +70,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     if summary.failed:
         codes = ", ".join(f"{count:,} {code}" for code, count in summary.failed.items())
         lines.append(f"failed images ({codes}) are rows with status 'failed' in images/")
-    if summary.failures:
-        first = summary.failures[0]
-        lines.append(
-            f"{len(summary.failures)} units failed, the first with {first['error']}: {first['message']} (all in "
-            f"_manifest/failures/); once mended: prelabel resume {summary.output} --retry-failed"
-        )
-    unfinished = summary.units - summary.committed - len(summary.failures)
-    if unfinished and summary.runner:
-        lines.append(f"process {summary.runner.get('pid')} on {summary.runner.get('host')} is working on it")
-    elif unfinished:
-        lines.append(f"{unfinished:,} units are not done: prelabel resume {summary.output}")
+    lines += _what_is_missing(summary)
     if summary.max_failed is not None and summary.failed_images > summary.max_failed:
         lines.append(f"{summary.failed_images:,} images failed, more than --max-failed {summary.max_failed:,}")
     for line in lines:
@@ -91,3 +82,19 @@ def _counts(summary: Summary) -> str:
     images = f"{summary.labeled:,} images labeled, {summary.failed_images:,} failed"
     took = f", in {summary.seconds:,.0f} s" if summary.seconds else ""
     return f"{images}, {summary.annotations:,} annotations; {done} units committed{took}"
+
+
+def _what_is_missing(summary: Summary) -> Iterator[str]:
+    given_up = [failure for failure in summary.failures if failure["final"]]
+    if given_up:
+        yield (
+            f"{len(given_up):,} units failed, the first with {given_up[0]['error']}: {given_up[0]['message']} (all in "
+            f"_manifest/failures/); once mended: prelabel resume {summary.output} --retry-failed"
+        )
+    unfinished = summary.units - summary.committed - len(given_up)
+    if unfinished and summary.runner:
+        yield f"process {summary.runner.get('pid')} on {summary.runner.get('host')} is working on it"
+    elif unfinished:
+        reasons = [failure["message"] for failure in summary.failures if not failure["final"]]
+        why = f" ({reasons[0]})" if reasons else ""
+        yield f"{unfinished:,} units are not done{why}: prelabel resume {summary.output}"

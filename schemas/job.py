@@ -77,12 +77,15 @@ class Runtime(_Section):
     max_failed: Annotated[int, Field(ge=0)] | None = None
     max_failed_units: Positive = 100
 
-    @field_validator("workers")
+    @field_validator("workers", mode="before")
     @classmethod
-    def _is_range(cls, workers: str | None) -> str | None:
-        if workers is not None and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", workers):
+    def _is_range(cls, workers: Any) -> str | None:
+        if workers is None:
+            return None
+        fewest, _, most = str(workers).partition(":")
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", str(workers)) or int(most or fewest) < int(fewest):
             raise ValueError(f"{workers!r} is neither a number nor MIN:MAX")
-        return workers
+        return str(workers)
 
     @property
     def worker_range(self) -> tuple[int, int] | None:
@@ -90,7 +93,7 @@ class Runtime(_Section):
         if self.workers is None:
             return None
         fewest, _, most = self.workers.partition(":")
-        return int(fewest), max(int(fewest), int(most or fewest))
+        return int(fewest), int(most or fewest)
 
 
 class Job(_Section):
@@ -112,10 +115,10 @@ class Job(_Section):
         try:
             return cls(output=output, labels=Labels(sources=sources, **given), runtime=Runtime(**runtime))
         except ValidationError as error:
-            raise UserError(_in_one_line(error)) from error
+            raise UserError(in_one_line(error)) from error
 
 
-def _in_one_line(error: ValidationError) -> str:
+def in_one_line(error: ValidationError) -> str:
     """What pydantic found, by the option's name on the command line."""
     options = {str(detail["loc"][-1] if detail["loc"] else ""): detail["msg"] for detail in error.errors()}
     return "; ".join(f"--{name.replace('_', '-')}: {message}" for name, message in options.items())

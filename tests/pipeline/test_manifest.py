@@ -220,16 +220,17 @@ def test_damaged_job_is_one_line_that_names_the_file(content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_failures_are_counted_until_the_unit_is_committed_or_they_are_forgotten(job: Job) -> None:
+def test_failures_are_counted_until_the_unit_is_committed(job: Job) -> None:
     plan(Storage(OUTPUT), job)
     manifest = Manifest(Storage(OUTPUT))
-    for unit in (0, 2, 2):
-        manifest.record_failure(unit, ValueError("no such\nthing"))
+    for unit, final in ((0, True), (1, False), (2, False), (2, True)):
+        manifest.record_failure(unit, "ValueError", "no such\nthing", final)
     work(Storage(OUTPUT), job, pending(Storage(OUTPUT))[:1])
-    assert manifest.failed() == {2}
-    assert list(manifest.failures()) == [{"unit": 2, "attempts": 2, "error": "ValueError", "message": "no such\nthing"}]
-    manifest.forget_failures()
-    assert manifest.failed() == set()
+    assert [(failure["unit"], failure["attempts"], failure["final"]) for failure in manifest.failures()] == [
+        (1, 1, False),
+        (2, 2, True),
+    ]
+    assert manifest.given_up() == {2}
     assert manifest.committed() == {0}
 
 

@@ -63,9 +63,15 @@ def test_job_needs_a_source_and_a_model() -> None:
         Job.of("a", output="out")
 
 
-@pytest.mark.parametrize(("workers", "expected"), [(None, None), ("3", (3, 3)), ("2:8", (2, 8)), ("8:2", (8, 8))])
-def test_worker_range(workers: str | None, expected: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize(("workers", "expected"), [(None, None), ("3", (3, 3)), ("2:8", (2, 8)), (4, (4, 4))])
+def test_worker_range(workers: Any, expected: tuple[int, int] | None) -> None:
     assert Runtime(workers=workers).worker_range == expected
+
+
+@pytest.mark.parametrize("workers", ["8:2", "0", "many", 0])
+def test_workers_that_make_no_sense(workers: Any) -> None:
+    with pytest.raises(UserError, match="--workers"):
+        Job.of("a", output="out", model="scenes:maskrcnn", workers=workers)
 
 
 def test_everything_that_changes_results_changes_the_fingerprint() -> None:
