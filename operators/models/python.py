@@ -2,16 +2,22 @@
 
 A network has torchvision's detection interface, see `prelabel.operators.detector`. The module is looked for in the
 current folder first, then where Python looks.
+
+The digest covers the network's tensors, or the returned Model's own digest, and the source file of the factory's
+module. It does not cover what that module imports or reads.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -34,9 +40,10 @@ class PythonFamily(Family):
 
     def load(self, spec: ModelSpec) -> Model:
         """What the factory returns, as a model."""
-        made = _call(spec, _factory(spec))
+        module = _module(spec)
+        made = _make(spec, module)
         if isinstance(made, Model):
-            return _as_it_is(spec, made)
+            return _as_it_is(spec, made, module)
         if not isinstance(made, nn.Module):
             raise ModelError(f"{spec.name} returned {_kind(made)}: return a torch.nn.Module or a prelabel Model")
         if spec.weights is not None:
@@ -47,36 +54,42 @@ class PythonFamily(Family):
             categories=spec.categories,
             score_threshold=spec.score_threshold,
             device=spec.device,
-            digest=state_digest(made.state_dict()),
+            digest=_with_source(state_digest(made.state_dict()), module),
         )
 
 
-def _factory(spec: ModelSpec) -> Callable[[], object]:
-    module_name, _, attribute = spec.rest.partition(":")
-    if not module_name or not attribute:
+def _module(spec: ModelSpec) -> ModuleType:
+    name, _, attribute = spec.rest.partition(":")
+    if not name or not attribute:
         raise ModelError(f"model {spec.name!r}: write python:MODULE:FACTORY")
     folder = spec.path or os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        module = import_module(module_name)
+        return import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _quoted(f"{spec.name}: importing {module_name} failed", error) from error
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _quoted(f"{spec.name}: importing {name} failed", error) from error
         raise ModelError(f"{spec.name}: there is no module {error.name!r} in {folder} or installed") from None
     except Exception as error:
-        raise _quoted(f"{spec.name}: importing {module_name} failed", error) from error
-    factory: Callable[[], object] | None = getattr(module, attribute, None)
+        raise _quoted(f"{spec.name}: importing {name} failed", error) from error
+
+
+def _make(spec: ModelSpec, module: ModuleType) -> object:
+    attribute = spec.rest.partition(":")[2]
+    factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ModelError(f"{spec.name}: {module.__file__} has no function {attribute!r}: check --model")
-    return factory
-
-
-def _call(spec: ModelSpec, factory: Callable[[], object]) -> object:
     try:
         return factory()
     except Exception as error:
         raise _quoted(f"{spec.name} failed", error) from error
+
+
+def _with_source(digest: str, module: ModuleType) -> str:
+    """SHA-256 of a digest and the bytes of the module's file, if it has one, hexadecimal."""
+    source = Path(module.__file__).read_bytes() if module.__file__ else b""
+    return hashlib.sha256(digest.encode() + source).hexdigest()
 
 
 def _quoted(what: str, error: Exception) -> ModelError:
@@ -88,7 +101,7 @@ def _quoted(what: str, error: Exception) -> ModelError:
     return ModelError(f"{what}: {type(error).__name__}: {text:.300}{at}")
 
 
-def _as_it_is(spec: ModelSpec, model: Model) -> Model:
+def _as_it_is(spec: ModelSpec, made: Model, module: ModuleType) -> Model:
     options: dict[str, Any] = {
         "--weights": spec.weights,
         "--categories": spec.categories,
@@ -96,8 +109,9 @@ def _as_it_is(spec: ModelSpec, model: Model) -> Model:
     }
     for option, value in options.items():
         if value is not None:
-            raise ModelError(f"{spec.name} returned {_kind(model)}, which sets this itself: leave {option} out")
-    model.name = spec.name
+            raise ModelError(f"{spec.name} returned {_kind(made)}, which sets this itself: leave {option} out")
+    model = copy.copy(made)  # a factory may return the same one again, whose digest must not be hashed twice
+    model.name, model.digest = spec.name, _with_source(made.digest, module)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from safetensors.torch import save_file
 from prelabel.operators.base import Task
 from prelabel.operators.models import ModelSpec, load_model
 from prelabel.operators.models.scenes_network import build_scenes_network
-from prelabel.operators.weights import state_digest
 from prelabel.schemas.categories import COCO
 from prelabel.schemas.errors import ModelError
 
@@ -25,7 +25,7 @@ from prelabel.operators.base import Model
 from prelabel.operators.models.scenes_network import build_scenes_network
 
 class Ready(Model):
-    tasks, categories = frozenset(), ()
+    tasks, categories, digest = frozenset(), (), "its own"
     def input_size(self, height, width): return height, width
     def predict(self, images, tasks): return []
 
@@ -33,7 +33,8 @@ def network():
     torch.manual_seed(3)
     return build_scenes_network()
 
-def model(): return Ready()
+ready = Ready()
+def model(): return ready
 def text(): return "a text"
 def linear(): return torch.nn.Linear(1, 1)
 def broken():
@@ -73,11 +74,25 @@ def test_a_factorys_network_is_run_as_it_is(factories: str) -> None:
 
 def test_a_digest_tells_weights_apart(factories: str, tmp_path: Path) -> None:
     spec = ModelSpec("python:my_factories:network", path=factories)
-    assert load_model(spec).digest == state_digest(same_network().state_dict())
-    other = {name: tensor * 2 for name, tensor in same_network().state_dict().items()}
-    save_file(other, tmp_path / "other.safetensors")
-    loaded = load_model(replace(spec, weights=str(tmp_path / "other.safetensors")))
-    assert loaded.digest == state_digest(other) != load_model(spec).digest
+    assert load_model(spec).digest == load_model(spec).digest
+    for name, factor in (("same", 1), ("other", 2)):
+        tensors = {key: tensor * factor for key, tensor in same_network().state_dict().items()}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        loaded = load_model(replace(spec, weights=f"{tmp_path}/{name}.safetensors"))
+        assert (loaded.digest == load_model(spec).digest) == (name == "same")
+
+
+@pytest.mark.parametrize("factory", ["network", "model"])
+def test_a_digest_tells_an_edited_module_apart(
+    factories: str, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    for text in (FACTORIES, FACTORIES, f"{FACTORIES}# edited", FACTORIES.replace("its own", "another")):
+        (tmp_path / "my_factories.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "my_factories", raising=False)
+        digests.append(load_model(ModelSpec(f"python:my_factories:{factory}", path=factories)).digest)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize(
@@ -99,6 +114,8 @@ def test_a_factorys_mistakes_take_one_line(name: str, message: str, factories: s
 
 
 def test_a_ready_model_is_taken_as_it_is(factories: str) -> None:
-    assert load_model(ModelSpec("python:my_factories:model", path=factories)).name == "python:my_factories:model"
+    first, again = (load_model(ModelSpec("python:my_factories:model", path=factories)) for _ in range(2))
+    assert first.name == "python:my_factories:model"
+    assert first.digest == again.digest
     with pytest.raises(ModelError, match="leave --score-threshold out"):
         load_model(ModelSpec("python:my_factories:model", score_threshold=0.5, path=factories))
