@@ -71,7 +71,7 @@ def _module(spec: ModelSpec) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _quoted(f"{spec.name}: importing {name} failed", error) from error
         raise ModelError(f"{spec.name}: there is no module {error.name!r} in {folder} or installed") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's argparse exits, which would end the worker without a word
         raise _quoted(f"{spec.name}: importing {name} failed", error) from error
 
 
@@ -82,7 +82,7 @@ def _make(spec: ModelSpec, module: ModuleType) -> object:
         raise ModelError(f"{spec.name}: {module.__file__} has no function {attribute!r}: check --model")
     try:
         return factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _quoted(f"{spec.name} failed", error) from error
 
 
@@ -92,7 +92,7 @@ def _with_source(digest: str, module: ModuleType) -> str:
     return hashlib.sha256(digest.encode() + source).hexdigest()
 
 
-def _quoted(what: str, error: Exception) -> ModelError:
+def _quoted(what: str, error: BaseException) -> ModelError:
     """The user's own mistake in one line, with the innermost place in a file that is not an installed one."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     theirs = [frame for frame in frames if not frame.filename.startswith(("<", *_INSTALLED))]

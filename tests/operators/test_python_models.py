@@ -39,6 +39,8 @@ def text(): return "a text"
 def linear(): return torch.nn.Linear(1, 1)
 def broken():
     return {}["missing"]
+def script():
+    raise SystemExit(2)
 """
 
 
@@ -46,6 +48,7 @@ def broken():
 def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "my_factories.py").write_text(FACTORIES)
     (tmp_path / "my_mistake.py").write_text("\nimport not_installed\n")
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit('no --lr given')\n")
     monkeypatch.syspath_prepend(tmp_path)
     return str(tmp_path)
 
@@ -105,6 +108,8 @@ def test_a_digest_tells_an_edited_module_apart(
         ("my_factories:text", "returned builtins.str: return a torch.nn.Module"),
         ("my_factories:linear", "fails on a list of one"),
         ("my_factories:broken", r"failed: KeyError: 'missing' \(.*my_factories.py:\d+\)"),
+        ("my_factories:script", r"failed: SystemExit: 2 \(.*my_factories.py:\d+\)"),
+        ("my_script:f", r"importing my_script failed: SystemExit: no --lr given \(.*my_script.py:2\)"),
     ],
 )
 def test_a_factorys_mistakes_take_one_line(name: str, message: str, factories: str) -> None:
