@@ -20,7 +20,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pyarrow as pa
 import ray
@@ -86,8 +86,7 @@ def cluster(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
     try:
-        # Ray prints what its processes die of, also with log_to_driver=False, and to standard output.
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        with redirect_stdout(cast(TextIO, _WithoutRay(sys.stdout))):
             yield
     finally:
         ray.shutdown()
@@ -116,6 +115,19 @@ def _stderr_closed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+class _WithoutRay:
+    """Standard output, less what Ray's threads print there of dead workers, also with log_to_driver=False."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.current_thread().name.startswith("ray_") else self.stream.write(text)
 
 
 @contextmanager
