@@ -67,6 +67,26 @@ def read_file(fs: fsspec.AbstractFileSystem, path: str, start: int | None = None
     return cast(bytes, data)
 
 
+def read_input(url: str, what: str) -> bytes:
+    """The bytes of a small file that the user named; `what` is the option that named it.
+
+    Raises:
+        UserError: it can't be read, in whatever way its file system puts that.
+    """
+    with _reading(f"{what} {url}"):
+        return read_file(*open_url(url))
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except PrelabelError:
+        raise
+    except Exception as error:  # each file system has its own, down to builtin ones
+        raise UserError(f"{what} can't be read: {_reason(error)}; check the path") from error
+
+
 class Storage:
     """One folder of a local disk or a bucket; names are relative to it, with forward slashes."""
 
@@ -176,36 +196,38 @@ def reaching(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each file system has its own: no credentials, no such host, no such bucket
-        is_bug = type(error).__module__ == "builtins" and not isinstance(error, OSError)
+        is_bug = type(error).__module__ == "builtins" and not isinstance(error, OSError | NotImplementedError)
         if is_bug or isinstance(error, PrelabelError):
             raise
-        reason = " ".join(str(error).split())
-        raise JobError(f"can't {what}: {reason}; choose another place, or mend the rights to this one") from error
+        raise _unable(what, error) from error
 
 
 @contextmanager
 def writing(url: str) -> Iterator[BinaryIO]:
     """A file to stream into; it takes its place under the URL only when the block ends without an error.
 
+    A link to a file stays a link.
+
     Raises:
-        JobError: no file can be written there.
+        JobError: no file can be written there, the disk is full, or what is there is a folder or a device.
     """
     fs, path = open_url(url)
-    if not is_local(fs):
-        with tempfile.NamedTemporaryFile() as here:
-            yield cast(BinaryIO, here)
-            here.flush()
-            with reaching(f"write {url}"):
-                patiently(fs.put_file)(here.name, path)
-        return
-    temporary = f"{path}.{uuid.uuid4().hex}.partial"
-    with reaching(f"write {url}"):
-        if os.path.isdir(path):
-            raise IsADirectoryError("a folder is there")
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        file = open(temporary, "xb")  # noqa: SIM115
     try:
-        with file:
+        with _replacing(path) if is_local(fs) else _uploading(fs, path, url) as file:
+            yield file
+    except OSError as error:  # the block's as well: its writes fail where the disk is full
+        raise _unable(f"write {url}", error) from error
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError("what is there is not a regular file")
+    path = os.path.realpath(path)
+    temporary = f"{path}.{uuid.uuid4().hex}.partial"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -214,12 +236,39 @@ def writing(url: str) -> Iterator[BinaryIO]:
         Path(temporary).unlink(missing_ok=True)
 
 
+@contextmanager
+def _uploading(fs: fsspec.AbstractFileSystem, path: str, url: str) -> Iterator[BinaryIO]:
+    with tempfile.NamedTemporaryFile() as here:
+        yield cast(BinaryIO, here)
+        here.flush()
+        with reaching(f"write {url}"):
+            patiently(fs.put_file)(here.name, path)
+
+
 def local_copy(url: str) -> str:
-    """The path of a file on this machine's disk: its own, or that of a copy in the cache folder."""
-    fs, path = open_url(url)
-    if is_local(fs):
-        return path
-    return cast(str, fsspec.open_local(f"filecache::{url}", filecache={"cache_storage": CACHE, "check_files": True}))
+    """The path of a weights file on this machine's disk: its own, or that of a copy in the cache folder.
+
+    Raises:
+        UserError: it can't be fetched, or lives in another process's memory.
+    """
+    with _reading(f"--weights {url}"):
+        fs, path = open_url(url)
+        if isinstance(fs, MemoryFileSystem):
+            raise UserError(f"--weights {url} can't be seen by worker processes: save it on a disk or in a bucket")
+        if not is_local(fs):
+            options = {"cache_storage": CACHE, "check_files": True}
+            path = cast(str, fsspec.open_local(f"filecache::{url}", filecache=options))
+    return path
+
+
+def _unable(what: str, error: Exception) -> JobError:
+    return JobError(f"can't {what}: {_reason(error)}; choose another place, or mend the rights to this one")
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line, with its name where that is a bare path or nothing at all."""
+    text = " ".join(str(error).split())
+    return text if " " in text else f"{type(error).__name__} {text}".rstrip()
 
 
 def _write_and_sync(path: str, data: bytes) -> None:

@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from jobs import files_of
 
-from prelabel.pipeline.storage import Storage, open_url, read_file, writing
+from prelabel.pipeline.storage import Storage, local_copy, open_url, reaching, read_file, read_input, writing
 from prelabel.schemas.errors import JobError, UserError
 
 
@@ -79,9 +79,6 @@ def test_copy_in_another_process_is_the_same_folder(url: str) -> None:
 def test_failed_put_keeps_old_content_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(str(tmp_path))
     storage.put("images/part", b"old")
-
-    def no_space(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="no space"):
@@ -181,6 +178,92 @@ def test_streamed_file_appears_whole_or_not_at_all(url: str) -> None:
         out.write(b"new")
         raise RuntimeError
     assert files_of(url) == {"/labels.json": b"old"}
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_full_disk_is_one_line_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / "labels.json").write_bytes(b"old")
+    monkeypatch.setattr(os, call, no_space)
+    with (
+        pytest.raises(JobError, match=r"can't write .*labels.json: .*no space left"),
+        writing(f"{tmp_path}/labels.json") as out,
+    ):
+        out.write(b"new")
+    assert files_of(str(tmp_path)) == {"/labels.json": b"old"}
+
+
+def test_disk_that_fills_up_while_streaming_is_one_line(url: str) -> None:
+    with pytest.raises(JobError, match=r"can't write .*labels.json: .*no space left"), writing(f"{url}/labels.json"):
+        no_space()
+    for error in (JobError("a part is missing"), ValueError("a bug")):
+        with pytest.raises(type(error)) as caught, writing(f"{url}/labels.json"):
+            raise error
+        assert caught.value is error
+    assert files_of(url) == {}
+
+
+def test_file_behind_a_link_is_replaced_and_not_the_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("folder/target")
+    for text in (b"new", b"newer"):
+        with writing(f"{tmp_path}/link") as out:
+            out.write(text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder/target").read_bytes() == text
+
+
+def test_pipe_or_folder_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "folder", "link"):
+        with (
+            pytest.raises(JobError, match=f"{name}: what is there is not a regular file"),
+            writing(f"{tmp_path}/{name}"),
+        ):
+            pass
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_file_of_the_user_is_read_or_told_in_one_line(url: str, tmp_path: Path) -> None:
+    Storage(url).put("truth.json", b"{}")
+    assert read_input(f"{url}/truth.json", "--truth") == b"{}"
+    for wrong in (f"{url}/absent.json", str(tmp_path), "memory://", "ftp://localhost:9/truth.json"):
+        with pytest.raises(UserError, match=r"--truth .* can't be read: ") as caught:
+            read_input(wrong, "--truth")
+        assert "\n" not in str(caught.value)
+
+
+def test_answer_of_a_file_systems_own_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CloudError
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+    with pytest.raises(UserError, match=r"--truth memory://truth can't be read: CloudError; check"):
+        read_input("memory://truth", "--truth")
+    for error in (CloudError(), NotImplementedError()):
+        with pytest.raises(JobError, match=f"can't write it: {type(error).__name__}; "), reaching("write it"):
+            raise error
+    with pytest.raises(TypeError), reaching("write it"):
+        raise TypeError
+
+
+class CloudError(Exception):
+    """Has neither a text nor a known ancestor."""
+
+
+def test_remote_weights_are_fetched_or_told_in_one_line(tmp_path: Path) -> None:
+    assert local_copy(f"file://{tmp_path}/weights.pth") == f"{tmp_path}/weights.pth"
+    with pytest.raises(UserError, match=r"--weights memory://weights.pth can't be seen by worker processes"):
+        local_copy("memory://weights.pth")
+    with pytest.raises(UserError, match=r"--weights ftp://localhost:9/weights.pth can't be read: .*refused"):
+        local_copy("ftp://localhost:9/weights.pth")
 
 
 def test_memory_is_refused_for_a_job_since_workers_do_not_see_it(tmp_path: Path) -> None:
