@@ -114,11 +114,13 @@ class DetectorModel(Model):
 
     def _instances(self, output: dict[str, Any], size: tuple[int, int], with_masks: bool) -> Instances:
         """One image's objects above the threshold, of a known category, best first."""
-        labels, scores = output["labels"], output["scores"]
+        labels, scores = output["labels"].astype(np.int64), output["scores"]
         known = (labels >= 0) & (labels < len(self._category_ids))
         category_ids = np.where(known, self._category_ids[np.where(known, labels, 0)], -1)
         order = np.argsort(-scores, kind="stable")
         order = order[(scores[order] > self.score_threshold) & (category_ids[order] >= 0)]
+        if not len(order):
+            return _no_instances(with_masks)  # for which some networks return tensors of any shape and type
         boxes = output["boxes"][order]
         masks: list[MaskRuns] | None = None
         if with_masks and self._small_masks:

@@ -256,6 +256,22 @@ def test_any_network_with_the_interface() -> None:
         DetectorModel(Wrapped(), name="python:mine")
 
 
+class NothingInTheDark(Wrapped):
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        nothing = dict.fromkeys(("boxes", "scores", "labels", "masks"), torch.zeros(0))
+        return [super(NothingInTheDark, self).forward([image])[0] if image.any() else nothing for image in images]
+
+
+def test_nothing_found_may_have_any_shape() -> None:
+    image, black = random_image(120, 150), torch.zeros(3, 120, 150, dtype=torch.uint8)
+    model = DetectorModel(NothingInTheDark(), name="python:mine", categories=COCO, score_threshold=0.0)
+    expected = counts(predict_one(model, image, SEGMENT))
+    assert len(expected) > 10
+    assert predict_one(model, black, SEGMENT).boxes.shape == (0, 4)
+    together = model.predict([black, image], SEGMENT)
+    assert [counts(prediction.instances) for prediction in together] == [[], expected]
+
+
 # ---- torchvision's own weights
 
 
