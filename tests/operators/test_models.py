@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.io import read_image
 from torchvision.models import WeightsEnum, detection, get_model_builder, get_model_weights, list_models
@@ -23,6 +24,7 @@ from prelabel.operators.models import FAMILIES, ModelSpec, available, load_model
 from prelabel.operators.models.scenes_network import SCENES_WEIGHTS, build_scenes_network
 from prelabel.operators.models.torchvision import ZERO_EPSILON, TorchvisionFamily
 from prelabel.operators.weights import file_digest
+from prelabel.pipeline.scenes import make_scene
 from prelabel.schemas.categories import COCO, Category, CategorySet
 from prelabel.schemas.errors import ModelError
 
@@ -348,12 +350,17 @@ def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_bundled_model() -> None:
-    if not SCENES_WEIGHTS.exists():
-        pytest.skip("the bundled weights are not trained yet")
     model = load_model(ModelSpec("scenes:maskrcnn"))
     assert model.tasks == SEGMENT
     assert model.categories.ids == (1, 2, 3, 4, 5)
     assert model.digest == file_digest(str(SCENES_WEIGHTS))
+    network = build_scenes_network()
+    network.load_state_dict(load_file(SCENES_WEIGHTS))
+    for index in range(6):
+        image = torch.from_numpy(make_scene(1, index).image).permute(2, 0, 1).contiguous()
+        found, expected = predict_one(model, image, SEGMENT), stock(network, image)
+        assert_equal(found, expected)
+        assert counts(found) == stock_counts(expected["masks"])
 
 
 @pytest.mark.parametrize(
