@@ -122,6 +122,31 @@ def test_labels_without_any_object(tmp_path: Path, truth: Document) -> None:
     assert evaluate(labels, f"{tmp_path}/truth.json")["boxes"]["AP"] == 0
 
 
+@pytest.mark.parametrize("change", [{"area": -1}, {"image_id": 1}, {"category_id": 99}, {"iscrowd": 1}])
+def test_nothing_to_measure_is_one_line(measure: Callable, truth: Document, change: dict[str, int]) -> None:
+    for annotation in truth["annotations"]:
+        annotation |= change
+    with pytest.raises(UserError, match=r"nothing to measure: .* in the 7 images"):
+        measure(truth)
+
+
+@pytest.mark.parametrize("segmentation", [7, [[]], {"size": [HEIGHT, WIDTH]}])
+def test_mask_that_is_none_is_one_line(measure: Callable, truth: Document, segmentation: object) -> None:
+    truth["annotations"][1]["segmentation"] = segmentation
+    with pytest.raises(UserError, match="annotation 2 has no valid segmentation"):
+        measure(truth)
+
+
+def with_image(**changes: object) -> str:
+    image = {"id": 1, "file_name": "image-0.png", "height": HEIGHT, "width": WIDTH}
+    return json.dumps({"images": [image | changes], "annotations": [], "categories": []})
+
+
+def with_annotation(**changes: object) -> str:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+    return json.dumps({"images": [], "annotations": [annotation | changes], "categories": []})
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -131,6 +156,12 @@ def test_labels_without_any_object(tmp_path: Path, truth: Document) -> None:
         ('{"images": [], "annotations": [], "categories": []}', "none of the images"),
         ('{"images": [{"name": "a"}], "annotations": [], "categories": []}', "no COCO instances document"),
         ('{"images": 7, "annotations": [], "categories": []}', "no COCO instances document"),
+        (with_image(file_name=["image-0.png"]), "no COCO instances document: images"),
+        (with_image(id=[1]), "no COCO instances document: images"),
+        (with_annotation(category_id=[1]), "no COCO instances document: annotations"),
+        (with_annotation(bbox=[1, 2]), "no COCO instances document: annotations"),
+        (with_annotation(bbox=["a", 2, 3, 4]), "no COCO instances document: annotations"),
+        (with_annotation(area="large"), "no COCO instances document: annotations"),
     ],
 )
 def test_what_is_no_truth_is_one_line(measure: Callable, document: str, message: str) -> None:
