@@ -13,6 +13,7 @@ from prelabel.pipeline.exports import exporter_of
 from prelabel.pipeline.pictures import draw_labels
 from prelabel.pipeline.runner import Reporter, run
 from prelabel.pipeline.scenes import write_scenes
+from prelabel.pipeline.storage import reaching
 from prelabel.schemas.errors import JobError
 from prelabel.schemas.job import Job
 
@@ -49,12 +50,13 @@ def run_demo(output: str, images: int, seed: int, progress: Reporter) -> DemoRes
     """Runs the demo in a folder of its own.
 
     Raises:
-        JobError: the folder is not empty.
+        JobError: the folder is not empty, or nothing can be written there.
     """
     folder = Path(output)
-    if folder.exists() and any(folder.iterdir()):
-        raise JobError(f"{folder} is not empty: remove it, or choose another --output")
-    truth = write_scenes(folder / "scenes", images, seed)
+    with reaching(f"write to {folder}"):
+        if folder.exists() and any(folder.iterdir()):
+            raise JobError(f"{folder} is not empty: remove it, or choose another --output")
+        truth = write_scenes(folder / "scenes", images, seed)
     labels = str(folder / "labels")
     summary = run(Job.of(str(folder / "scenes" / "images"), output=labels, model=MODEL), progress)
     dataset = open_dataset(labels)
@@ -65,12 +67,13 @@ def run_demo(output: str, images: int, seed: int, progress: Reporter) -> DemoRes
 
 
 def _draw(dataset: LabelDataset, folder: Path) -> None:
-    folder.mkdir()
     annotations = dataset.table("annotations")
     for image in dataset.table("images").head(PICTURES).to_pylist():
         found = annotations.to_table(filter=_of_image(image["image_id"])).to_pylist()
         picture = draw_labels(Path(image["uri"]).read_bytes(), found)
-        picture.save(folder / f"{Path(image['key']).stem}.png")
+        with reaching(f"write to {folder}"):
+            folder.mkdir(exist_ok=True)
+            picture.save(folder / f"{Path(image['key']).stem}.png")
 
 
 def _of_image(image_id: int) -> Any:
