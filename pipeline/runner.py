@@ -23,7 +23,7 @@ from prelabel.pipeline.plan import plan_units, source_options
 from prelabel.pipeline.pool import pool_of
 from prelabel.pipeline.sources.base import Shard, Unit
 from prelabel.pipeline.sources.shards import check_unchanged
-from prelabel.pipeline.storage import FINAL_ERRORS, Storage, open_url, read_file
+from prelabel.pipeline.storage import Storage, read_input
 from prelabel.pipeline.summary import Summary, summarize
 from prelabel.schemas.categories import CategorySet, load_categories
 from prelabel.schemas.errors import JobError, UserError
@@ -208,11 +208,7 @@ def _prepare(job: Job) -> _Prepared:
 def _spec(labels: Labels) -> ModelSpec:
     categories = None
     if labels.categories is not None:
-        fs, path = open_url(labels.categories)
-        try:
-            categories = load_categories(read_file(fs, path), labels.categories)
-        except FINAL_ERRORS as error:
-            raise UserError(f"--categories {labels.categories} can't be read: {error}") from error
+        categories = load_categories(read_input(labels.categories, "--categories"), labels.categories)
     return ModelSpec(
         labels.model,
         weights=labels.weights,
