@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +42,11 @@ class DemoResult:
         yield f"  tables    {labels}/images, {labels}/annotations (Parquet)"
         yield f"  COCO      {self.output / 'labels.json'}"
         yield f"  pictures  {self.output / 'pictures'} (labels drawn on {PICTURES} scenes at most)"
+        program = "prelabel" if shutil.which("prelabel") else sys.argv[0]  # make's environment is not on the path
         yield "three commands to try next:"
-        yield f"  prelabel status {labels}"
-        yield f"  prelabel evaluate {labels} --truth {truth}"
-        yield f"  prelabel export coco-results {labels} --to {self.output / 'results.json'}"
+        yield f"  {program} status {labels}"
+        yield f"  {program} evaluate {labels} --truth {truth}"
+        yield f"  {program} export coco-results {labels} --to {self.output / 'results.json'}"
 
 
 def run_demo(output: str, images: int, seed: int, progress: Reporter) -> DemoResult:
