@@ -325,7 +325,7 @@ def _check_unchanged(record: JobRecord, prepared: _Prepared) -> None:
         _warn_of_versions(record.versions, prepared.description.versions)
         return
     differs = {
-        "the weights": prepared.description.digest != record.model["digest"],
+        "the model (its weights, or the module of python:)": prepared.description.digest != record.model["digest"],
         "the category set": prepared.categories.to_coco() != record.categories,
     }
     what = " and ".join(name for name, does in differs.items() if does) or "the configuration in job.json"

@@ -58,7 +58,7 @@ class Display:
 
 
 def _line(description: str, progress: JobProgress, rate: str) -> str:
-    if progress.phase == "start":
+    if progress.total is None and not rate:  # it has just begun
         return description
     total = f" of {progress.total:,}" if progress.total is not None else ""
     return f"{description}: {progress.done:,}{total} images {rate}".rstrip()
