@@ -237,7 +237,7 @@ def test_resume_refuses_another_job(tmp_path: Path) -> None:
     record = json.loads(job)
     record["model"]["digest"] = record["fingerprint"] = "other"
     job_file.write_text(json.dumps(record))
-    with pytest.raises(JobError, match="the model .* changed"):
+    with pytest.raises(JobError, match=r"the model .* changed"):
         resume(str(output))
 
     job_file.write_text(job)
