@@ -64,10 +64,7 @@ def run(job: Job, progress: Reporter = id) -> Summary:
         PrelabelError: the job can't be run as it is; nothing has been written then.
     """
     began = time.monotonic()
-    job = _absolute(job)
-    manifest = Manifest(Storage(job.output))
-    manifest.check_free()
-    manifest.storage.check_shared()
+    job, manifest = _ready(job)
     from prelabel.pipeline import graph  # seconds of imports, and of no use to what is refused
 
     progress(Progress("start"))
@@ -134,12 +131,9 @@ def _open_units(manifest: Manifest, record: JobRecord, retry_failed: bool) -> se
 
 def dry_run(job: Job, progress: Reporter = id) -> DryRun:
     """Checks all that `run` would check, and plans; writes nothing."""
+    job, _ = _ready(job)
     from prelabel.pipeline import graph
 
-    job = _absolute(job)
-    manifest = Manifest(Storage(job.output))
-    manifest.check_free()
-    manifest.storage.check_shared()
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
@@ -216,6 +210,15 @@ def _spec(labels: Labels) -> ModelSpec:
         score_threshold=labels.score_threshold,
         path=labels.python_path,
     )
+
+
+def _ready(job: Job) -> tuple[Job, Manifest]:
+    """The job with absolute paths, and its manifest. Raises JobError if no job may begin at its output."""
+    job = _absolute(job)
+    manifest = Manifest(Storage(job.output))
+    manifest.check_free()
+    manifest.storage.check_shared()
+    return job, manifest
 
 
 def _absolute(job: Job) -> Job:
