@@ -21,7 +21,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from prelabel.operators.base import Instances, Model, Prediction, Task
+from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
 from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.schemas.categories import CategorySet, label_map, numbered
 from prelabel.schemas.errors import ModelError
@@ -87,7 +87,9 @@ class DetectorModel(Model):
         """
         return padded_size(getattr(self.network, "transform", None), height, width)
 
-    def predict(self, images: Sequence[Tensor], tasks: frozenset[Task]) -> list[Prediction]:
+    def predict(
+        self, images: Sequence[Tensor], tasks: frozenset[Task], regions: Sequence[Proposals] | None = None
+    ) -> list[Prediction]:
         """Predictions in the images' order, see `Model.predict`; without SEGMENT_INSTANCES the mask head is left out.
 
         An image too thin for the network's resize, which torchvision refuses, has no objects.

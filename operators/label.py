@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 
-from prelabel.operators.base import ImageInfo, Model, Operator, Prediction, Task
+from prelabel.operators.base import Answer, ImageInfo, Model, Operator, Proposals, Task
 from prelabel.operators.images import DecodedImage, ImageError, decode
 from prelabel.operators.threads import map_ahead
 from prelabel.schemas.tables import IMAGES, empty_table
@@ -55,12 +55,37 @@ def _pixels(batch: list[tuple[int, DecodedImage]]) -> int:
     return sum(image.height * image.width for _, image in batch)
 
 
+class Asked(NamedTuple):
+    """A model, what is asked of it, and the job's id for each of its categories."""
+
+    model: Model
+    tasks: frozenset[Task]
+    category_ids: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a unit's images, in its order; several pools of workers may add to it in turn.
+
+    Attributes:
+        facts: columns of each image's row
+        answers: what each model said of it, in the order they were asked; none of an image that failed
+    """
+
+    facts: list[dict[str, Any]]
+    answers: list[list[Answer]]
+
+    @classmethod
+    def nothing(cls, images: int) -> Findings:
+        """Before any model was asked."""
+        return cls([{} for _ in range(images)], [[] for _ in range(images)])
+
+
 class Labeler:
-    """Runs operators over one model, unit by unit.
+    """Asks models about images, unit by unit.
 
     Args:
-        model: predicts
-        operators: turn its predictions into rows
+        asked: the models, which see each image in turn; it is decoded once
         batch_size: most images a forward pass
         max_pixels: an image with more is refused before it is decoded
         threads: decode so many images at once
@@ -69,65 +94,54 @@ class Labeler:
 
     def __init__(
         self,
-        model: Model,
-        operators: Sequence[Operator],
+        asked: Sequence[Asked],
         *,
         batch_size: int,
         max_pixels: int,
         threads: int,
         progress: Callable[[int], object] = int,
     ) -> None:
-        self.model = model
-        self.operators = operators
-        self.tasks: frozenset[Task] = frozenset(operator.task for operator in operators)
+        self.asked = asked
         self.batch_size = batch_size
         self.max_pixels = max_pixels
         self.threads = threads
         self.progress = progress
 
-    def label(self, unit: pa.Table) -> dict[str, pa.Table]:
-        """The tables of one unit, rows in its order.
+    def look(self, unit: pa.Table, before: Findings | None = None) -> Findings:
+        """What the models say of a unit's images, added to what others said before.
 
         Args:
             unit: image_id, key, uri, bytes, error_code, error, shard, unit; bytes null where an error_code is set
-
-        Returns:
-            `images` with one row for each of the unit's, and the tables of the operators.
+            before: by another labeler, whose models come first in the job
         """
-        facts: list[dict[str, Any]] = [{} for _ in range(len(unit))]
-        tables: dict[str, list[pa.Table]] = {
-            operator.table: [empty_table(operator.table)] * len(unit) for operator in self.operators
-        }
-        image_ids = unit["image_id"].to_pylist()
-        for batch in self._batches(unit, facts):
-            predictions = self._predict([image.pixels for _, image in batch])
-            for (position, image), prediction in zip(batch, predictions, strict=True):
-                if prediction is None:
-                    facts[position] |= TOO_LARGE
-                    continue
-                info = ImageInfo(image_ids[position], image.height, image.width)
-                for operator in self.operators:
-                    tables[operator.table][position] = operator.rows(info, prediction, self.model)
+        findings = before or Findings.nothing(len(unit))
+        for batch in self._batches(unit, findings):
+            positions = [position for position, _ in batch]
+            answers = self._ask([image.pixels for _, image in batch], [findings.answers[one] for one in positions])
+            for position, one in zip(positions, answers, strict=True):
+                findings.answers[position] = one or []
+                findings.facts[position] |= {} if one else TOO_LARGE
             self.progress(len(batch))
-        found = [len(rows) for rows in tables.get("annotations", [()] * len(unit))]
-        joined = {name: pa.concat_tables([empty_table(name), *parts]) for name, parts in tables.items()}
-        return {"images": _image_rows(unit, facts, found)} | joined
+        return findings
 
-    def _batches(self, unit: pa.Table, facts: list[dict[str, Any]]) -> Iterator[list[tuple[int, DecodedImage]]]:
-        batches = Batches(self.batch_size, lambda image: self.model.input_size(image.height, image.width))
-        rows = zip(unit["bytes"], unit["error_code"], strict=True)
+    def _batches(self, unit: pa.Table, findings: Findings) -> Iterator[list[tuple[int, DecodedImage]]]:
+        batches = Batches(self.batch_size, self._input_sizes)
+        rows = zip(unit["bytes"], unit["error_code"], findings.facts, strict=True)
         decoded = map_ahead(self._decode, rows, self.threads, ahead=self.threads)
         for position, (what, image) in enumerate(decoded):
-            facts[position] |= what
+            findings.facts[position].update(what)
             if image is None:
                 self.progress(1)
             elif due := batches.add(position, image):
                 yield due
         yield from batches.rest()
 
-    def _decode(self, row: tuple[pa.Scalar, pa.Scalar]) -> tuple[dict[str, Any], DecodedImage | None]:
-        data, error_code = row
-        if error_code.is_valid:
+    def _input_sizes(self, image: DecodedImage) -> tuple[tuple[int, int], ...]:
+        return tuple(one.model.input_size(image.height, image.width) for one in self.asked)
+
+    def _decode(self, row: tuple[pa.Scalar, pa.Scalar, dict[str, Any]]) -> tuple[dict[str, Any], DecodedImage | None]:
+        data, error_code, known = row
+        if error_code.is_valid or known.get("status") == "failed":
             return {"status": "failed"}, None
         encoded = data.as_py()
         facts = {"num_bytes": len(encoded), "digest": hashlib.sha256(encoded).hexdigest()}
@@ -138,26 +152,48 @@ class Labeler:
         names = ("width", "height", "orientation", "format")
         return facts | {"status": "ok"} | {name: getattr(image, name) for name in names}, image
 
-    def _predict(self, images: list[torch.Tensor]) -> list[Prediction | None]:
-        """Predictions in order; None for an image on which alone the accelerator runs out of memory."""
+    def _ask(self, images: list[torch.Tensor], before: list[list[Answer]]) -> list[list[Answer] | None]:
+        """All answers in order; None for an image on which alone the accelerator runs out of memory."""
         try:
-            return list(self.model.predict(images, self.tasks))
+            return list(self._answers(images, before))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         if len(images) == 1:
             return [None]
         half = len(images) // 2
-        return self._predict(images[:half]) + self._predict(images[half:])
+        return self._ask(images[:half], before[:half]) + self._ask(images[half:], before[half:])
+
+    def _answers(self, images: list[torch.Tensor], before: list[list[Answer]]) -> list[list[Answer]]:
+        answers = [list(one) for one in before]
+        for model, tasks, category_ids in self.asked:
+            regions = ([proposals_of(one) for one in answers],) if model.takes_regions else ()
+            for one, prediction in zip(answers, model.predict(images, tasks, *regions), strict=True):
+                one.append(Answer(model.name, prediction.renumbered(category_ids)))
+        return answers
 
 
-def _image_rows(unit: pa.Table, facts: list[dict[str, Any]], found: list[int]) -> pa.Table:
+def proposals_of(answers: Sequence[Answer]) -> Proposals:
+    """What the last model that was asked for regions proposed."""
+    return next(answer.proposals for _, answer in reversed(answers) if answer.proposals is not None)
+
+
+def make_tables(unit: pa.Table, findings: Findings, operators: Sequence[Operator]) -> dict[str, pa.Table]:
+    """The tables of one unit, rows in its order: `images` with one row for each, and those of the operators."""
+    parts: dict[str, list[pa.Table]] = {one.table: [empty_table(one.table)] for one in operators}
     known = {
         name: unit[name].to_pylist() for name in ("image_id", "key", "uri", "shard", "unit", "error_code", "error")
     }
-    rows = [
-        {name: column[position] for name, column in known.items()}
-        | facts[position]
-        | {"num_annotations": found[position]}
-        for position in range(len(unit))
-    ]
-    return pa.Table.from_pylist(rows, schema=IMAGES)
+    images = []
+    for position, (facts, answers) in enumerate(zip(findings.facts, findings.answers, strict=True)):
+        row = {name: column[position] for name, column in known.items()} | facts | {"num_annotations": 0}
+        for operator in operators if answers else ():
+            found = operator.rows(ImageInfo(row["image_id"], row["height"], row["width"]), answers)
+            if operator.table == "images":
+                row |= found.to_pylist()[0]
+                continue
+            parts[operator.table].append(found)
+            if operator.table == "annotations":
+                row["num_annotations"] = len(found)
+        images.append(row)
+    tables = {name: pa.concat_tables(some) for name, some in parts.items()}
+    return tables | {"images": pa.Table.from_pylist(images, schema=IMAGES)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,50 @@ def label_map(categories: CategorySet, num_classes: int) -> np.ndarray:
             "give those that it was trained on, in that order"
         )
     return labels
+
+
+ALIASES = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+"""Pascal VOC's names -> COCO's for the same things."""
+
+
+def unite(sets: Sequence[CategorySet]) -> tuple[CategorySet, list[dict[int, int]]]:
+    """One set for a job of several models: what has the same name is one category, by any of its names in ALIASES.
+
+    The first set that has a category decides on its id; where another one has that already, it gets the next free
+    number above all ids.
+
+    Returns:
+        the categories, and for each set its ids -> theirs
+
+    >>> cats, tabbies = CategorySet([Category(1, "cat")]), CategorySet([Category(1, "dog"), Category(7, "cat")])
+    >>> unite([cats, tabbies])[1]
+    [{1: 1}, {1: 8, 7: 1}]
+    """
+    united: dict[int, Category] = {}
+    by_name: dict[str, int] = {}
+    free = 1 + max((category.id for some in sets for category in some), default=0)
+    renumbered: list[dict[int, int]] = []
+    for some in sets:
+        ids: dict[int, int] = {}
+        for category in some:
+            name = ALIASES.get(category.name, category.name)
+            known = by_name.get(name)
+            if known is None or known in ids.values():  # a set may have two categories of one name
+                known = category.id
+                if known in united:
+                    known, free = free, free + 1
+                united[known] = replace(category, id=known)
+                by_name.setdefault(name, known)
+            ids[category.id] = known
+        renumbered.append(ids)
+    return CategorySet(united.values()), renumbered
 
 
 def load_categories(data: bytes, name: str) -> CategorySet:

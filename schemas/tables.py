@@ -9,7 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 SCHEMA_VERSION = "1"
-ANNOTATIONS_PER_IMAGE = 65_536
+ROWS_PER_IMAGE = 65_536
 """annotation_id = image_id * 65,536 + rank; both stay below 2**53, which JSON readers in any language keep."""
 
 
@@ -78,7 +78,22 @@ SEGMENTS = pa.schema(
     ]
 )
 
-TABLES: dict[str, pa.Schema] = {"images": IMAGES, "annotations": ANNOTATIONS, "segments": SEGMENTS}
+PROPOSALS = pa.schema(
+    [
+        _required("proposal_id", pa.int64()),  # image_id * 65,536 + rank
+        _required("image_id", pa.int64()),
+        _required("score", pa.float32()),  # objectness
+        _required("bbox", BBOX),
+        _required("model", NAME),
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "images": IMAGES,
+    "annotations": ANNOTATIONS,
+    "segments": SEGMENTS,
+    "proposals": PROPOSALS,
+}
 """Folder name -> schema, for every table whose parts a job writes."""
 
 

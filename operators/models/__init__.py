@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prelabel.operators.options import DEFAULTS, Options
 from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.errors import ModelError
 
@@ -36,6 +37,7 @@ class ModelSpec:
         score_threshold: the network's own threshold is set to just this; None: 0.05, or its own where that is higher
         device: "auto" (a GPU where there is one), "cpu" or "cuda"
         path: the folder from which `python:` imports; None: the current one
+        options: of the job
     """
 
     name: str
@@ -44,6 +46,7 @@ class ModelSpec:
     score_threshold: float | None = None
     device: str = "auto"
     path: str | None = None
+    options: Options = DEFAULTS
 
     @property
     def rest(self) -> str:
@@ -51,46 +54,77 @@ class ModelSpec:
         return self.name.partition(":")[2]
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be named.
+
+    Attributes:
+        name: what follows `family:`
+        tasks: what it can do, as on the command line
+        categories: what it finds, in a few words: "COCO", "ImageNet", "of the weights"
+        extra: of `pip install`, where it needs one
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    categories: str
+    extra: str = ""
+
+
 class Family(ABC):
-    """A kind of models, loaded in one way."""
+    """A kind of models, loaded in one way. A package that may be missing is imported in `load`, and is in EXTRAS."""
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """What can follow `family:`, for people; finding out is cheap."""
+    def offers(self) -> list[Offer]:
+        """What there is, for people; finding out is cheap, and needs no extra."""
 
     @abstractmethod
     def load(self, spec: ModelSpec) -> Model:
         """The model, on its device. Raises ModelError."""
 
+    def names(self) -> list[str]:
+        """What can follow `family:`."""
+        return [offer.name for offer in self.offers()]
+
 
 def load_model(spec: ModelSpec) -> Model:
-    """The model, on its device.
+    """The model, on its device; with the options' `tile`, one that looks at large images through windows.
 
     Raises:
         ModelError: the name is unknown, a package is missing, or the weights or categories don't fit.
     """
-    return _family(spec.name).load(spec)
+    try:
+        model = _family(spec.name).load(spec)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise ModelError(f"{spec.name} needs {error.name}: pip install 'prelabel[{EXTRAS[error.name]}]'") from None
+    if spec.options.tile is None or model.takes_regions:
+        return model
+    from prelabel.operators.tiled import TiledModel
+
+    return TiledModel(model, spec.options.tile, spec.options.tile_overlap)
 
 
-def available() -> dict[str, list[str]]:
-    """The names of each family's models; none of a family whose packages are missing."""
-    return {family: _names(family) for family in sorted(FAMILIES)}
+def available() -> dict[str, list[Offer]]:
+    """What each family offers."""
+    return {family: _family(f"{family}:").offers() for family in sorted(FAMILIES)}
+
+
+def who_can(task: str) -> list[str]:
+    """The names of the models that can do a task."""
+    return [
+        f"{family}:{offer.name}" for family, offers in available().items() for offer in offers if task in offer.tasks
+    ]
 
 
 def unknown_model(name: str) -> ModelError:
     """The error for a name that no family has, with the nearest names."""
-    full_names = [f"{family}:{rest}" for family, names in available().items() for rest in names]
+    full_names = [f"{family}:{offer.name}" for family, offers in available().items() for offer in offers]
     known = {full if ":" in name else full.partition(":")[2]: full for full in full_names}
     near = [known[match] for match in difflib.get_close_matches(name, known, n=2)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return ModelError(f"there is no model {name!r}: {guess}`prelabel models` lists all")
-
-
-def _names(family: str) -> list[str]:
-    try:
-        return _family(f"{family}:").names()
-    except ModelError:
-        return []
 
 
 def _family(name: str) -> Family:
@@ -98,10 +132,5 @@ def _family(name: str) -> Family:
     if not colon or family not in FAMILIES:
         raise unknown_model(name)
     module, _, attribute = FAMILIES[family].partition(":")
-    try:
-        loaded: Family = getattr(import_module(module), attribute)()
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        raise ModelError(f"{name} needs {error.name}: pip install 'prelabel[{EXTRAS[error.name]}]'") from None
+    loaded: Family = getattr(import_module(module), attribute)()
     return loaded

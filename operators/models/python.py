@@ -24,7 +24,7 @@ from torch import nn
 
 from prelabel.operators.base import Model
 from prelabel.operators.detector import DetectorModel
-from prelabel.operators.models import Family, ModelSpec
+from prelabel.operators.models import Family, ModelSpec, Offer
 from prelabel.operators.weights import load_weights, read_weights, state_digest
 from prelabel.schemas.errors import ModelError
 
@@ -34,9 +34,9 @@ _INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib"
 class PythonFamily(Family):
     """`python:module:factory`; the weights, if any, are a file that is loaded into the factory's network."""
 
-    def names(self) -> list[str]:
+    def offers(self) -> list[Offer]:
         """How such a name is made."""
-        return ["MODULE:FACTORY"]
+        return [Offer("MODULE:FACTORY", (), "yours")]
 
     def load(self, spec: ModelSpec) -> Model:
         """What the factory returns, as a model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from safetensors import safe_open
 
 from prelabel.operators.detector import DetectorModel
-from prelabel.operators.models import Family, ModelSpec, unknown_model
+from prelabel.operators.models import Family, ModelSpec, Offer, unknown_model
 from prelabel.operators.models.scenes_network import SCENES_WEIGHTS, build_scenes_network
 from prelabel.operators.weights import file_digest, load_weights, read_weights
 from prelabel.schemas.categories import CategorySet
@@ -14,9 +14,9 @@ from prelabel.schemas.categories import CategorySet
 class ScenesFamily(Family):
     """`scenes:maskrcnn`; the weights beside this file, or a file of yours for the same network."""
 
-    def names(self) -> list[str]:
+    def offers(self) -> list[Offer]:
         """The only one."""
-        return ["maskrcnn"]
+        return [Offer("maskrcnn", ("detect", "segment_instances"), "the scenes'")]
 
     def weights_path(self, spec: ModelSpec) -> str:
         """The file."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, detection, get_model_builder, get_model_weights, list_models
 
 from prelabel.operators.detector import DetectorModel, num_classes
-from prelabel.operators.models import Family, ModelSpec, unknown_model
+from prelabel.operators.models import Family, ModelSpec, Offer, unknown_model
 from prelabel.operators.weights import SUFFIXES, file_digest, load_weights, read_weights
 from prelabel.schemas.categories import COCO, Category, CategorySet
 from prelabel.schemas.errors import ModelError
@@ -41,9 +41,9 @@ _COCO_CLASSES = 91
 class TorchvisionFamily(Family):
     """`torchvision:BUILDER`; the weights are an entry of the builder's enum (`DEFAULT`) or a file."""
 
-    def names(self) -> list[str]:
+    def offers(self) -> list[Offer]:
         """The detection builders."""
-        return list_models(module=detection)
+        return [Offer(name, _tasks(name), "COCO") for name in list_models(module=detection)]
 
     def weights_path(self, spec: ModelSpec) -> str:
         """The file, or where torch.hub keeps the named weights, downloaded if they are not there yet."""
@@ -74,6 +74,10 @@ class TorchvisionFamily(Family):
             device=spec.device,
             digest=digest,
         )
+
+
+def _tasks(name: str) -> tuple[str, ...]:
+    return ("detect", "segment_instances") if name.startswith("maskrcnn") else ("detect",)
 
 
 def _named(spec: ModelSpec, name: str) -> WeightsEnum:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from prelabel.operators.base import Instances, Model, Prediction, Task
 from prelabel.operators.detect import Detect
-from prelabel.operators.label import Labeler
+from prelabel.operators.label import Asked, Labeler, make_tables
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.tables import ANNOTATIONS, IMAGES
 
@@ -91,7 +91,9 @@ def unit_of(images: Sequence[bytes | None], first: int = 10) -> pa.Table:
 
 def label(images: Sequence[bytes | None], model: Model | None = None, **options: Any) -> dict[str, pa.Table]:
     given = {"batch_size": 4, "threads": 2, "max_pixels": 10_000} | options
-    return Labeler(model or Counting(), [Detect()], **given).label(unit_of(images))
+    model, unit = model or Counting(), unit_of(images)
+    labeler = Labeler([Asked(model, frozenset({Task.DETECT}), {1: 1, 2: 2})], **given)
+    return make_tables(unit, labeler.look(unit), [Detect(model.categories)])
 
 
 def ids(table: pa.Table) -> list[int]:

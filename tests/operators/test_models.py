@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from prelabel.operators.base import Instances, Model, Task
 from prelabel.operators.detector import DetectorModel, padded_size
-from prelabel.operators.models import FAMILIES, ModelSpec, available, load_model
+from prelabel.operators.models import FAMILIES, Family, ModelSpec, Offer, available, load_model
 from prelabel.operators.models.scenes_network import SCENES_WEIGHTS, build_scenes_network
 from prelabel.operators.models.torchvision import ZERO_EPSILON, TorchvisionFamily
 from prelabel.operators.weights import file_digest
@@ -378,19 +378,27 @@ def test_unknown_names_get_a_guess(name: str, guess: str) -> None:
         load_model(ModelSpec(name))
 
 
+class NeedsMore(Family):
+    def offers(self) -> list[Offer]:
+        return [Offer("x", ("detect",), "", extra="more")]
+
+    def load(self, spec: ModelSpec) -> Model:
+        return import_module("not_installed").build()
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "other", "not_installed.family:Family")
-    monkeypatch.setattr("prelabel.operators.models.EXTRAS", {"not_installed": "other"})
-    with pytest.raises(ModelError, match=r"other:x needs not_installed: pip install 'prelabel\[other\]'"):
-        load_model(ModelSpec("other:x"))
-    assert available()["other"] == []
+    monkeypatch.setitem(FAMILIES, "more", f"{__name__}:NeedsMore")
+    monkeypatch.setattr("prelabel.operators.models.EXTRAS", {"not_installed": "more"})
+    with pytest.raises(ModelError, match=r"more:x needs not_installed: pip install 'prelabel\[more\]'"):
+        load_model(ModelSpec("more:x"))
+    assert available()["more"] == NeedsMore().offers()
 
 
-def test_each_family_says_what_there_is() -> None:
-    names: dict[str, Sequence[str]] = dict(available())
-    assert names.keys() == FAMILIES.keys()
-    assert all(names.values())
-    assert list(names["torchvision"]) == BUILDERS
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_says_what_there_is(family: str) -> None:
+    offers = available()[family]
+    assert offers
+    assert all(set(offer.tasks) <= set(Task) for offer in offers)
 
 
 def test_no_gpu_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

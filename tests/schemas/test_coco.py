@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.coco import Counts, write_instances, write_results
-from prelabel.schemas.tables import ANNOTATIONS, ANNOTATIONS_PER_IMAGE, IMAGES
+from prelabel.schemas.tables import ANNOTATIONS, IMAGES, ROWS_PER_IMAGE
 
 CATEGORIES = CategorySet([Category(1, "cat", "animal"), Category(17, "dog")])
 HEIGHT, WIDTH = 40, 60
@@ -38,7 +38,7 @@ def annotation(image_id, rank, mask=None, score=0.1, bbox=(1.5, 2.25, 10.1, 3.3)
     if mask is not None:
         segmentation = {"size": mask.shape, "counts": mask_api.encode(mask)["counts"].decode()}
     return {
-        "annotation_id": image_id * ANNOTATIONS_PER_IMAGE + rank,
+        "annotation_id": image_id * ROWS_PER_IMAGE + rank,
         "image_id": image_id,
         "category_id": 17,
         "category": "dog",
