@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from prelabel.schemas.errors import ModelError, UserError
-from prelabel.schemas.presets import COCO_STUFF, COCO_THINGS, VOC_THINGS
+from prelabel.schemas.presets import COCO_KEYPOINTS, COCO_SKELETON, COCO_STUFF, COCO_THINGS, VOC_THINGS
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Category:
         supercategory: the group it belongs to, if any
         isthing: can be counted; False for stuff such as sky
         color: how to draw it, red green blue from 0 to 255, if anybody said
+        keypoints: the names of an object's keypoints, in order, if it has any
+        skeleton: pairs of keypoints to draw a line between, numbered from 1 as COCO does
     """
 
     id: int
@@ -32,6 +34,8 @@ class Category:
     supercategory: str | None = None
     isthing: bool = True
     color: tuple[int, int, int] | None = None
+    keypoints: tuple[str, ...] | None = None
+    skeleton: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         _check(type(self.id) is int and 0 <= self.id < 2**31, "id", self.id, "a whole number from 0 to 2147483647")
@@ -39,6 +43,9 @@ class Category:
         _check(isinstance(self.supercategory, str | None), "supercategory", self.supercategory, "a text")
         _check(isinstance(self.isthing, bool), "isthing", self.isthing, "0 or 1")
         _check(self.color is None or _is_color(self.color), "color", self.color, "three numbers from 0 to 255")
+        _check(self.keypoints is None or _are_names(self.keypoints), "keypoints", self.keypoints, "a list of names")
+        lines = self.skeleton is None or _is_skeleton(self.skeleton, len(self.keypoints or ()))
+        _check(lines, "skeleton", self.skeleton, "pairs of numbers of its keypoints, from 1")
 
     def to_coco(self) -> dict[str, Any]:
         """COCO's category object; what is not known is left out."""
@@ -48,6 +55,8 @@ class Category:
             "supercategory": self.supercategory,
             "isthing": int(self.isthing),
             "color": self.color,
+            "keypoints": self.keypoints,
+            "skeleton": self.skeleton,
         }
         return {key: value for key, value in entry.items() if value is not None}
 
@@ -57,13 +66,13 @@ class Category:
         if not isinstance(entry, dict) or not {"id", "name"} <= entry.keys():
             raise UserError(f'a category is {entry!r:.80}: give {{"id": 1, "name": "cat"}}')
         isthing = entry.get("isthing", 1)
-        color = entry.get("color")
         return cls(
             entry["id"],
             entry["name"],
             entry.get("supercategory"),
             bool(isthing) if isthing in (0, 1) else isthing,
-            tuple(color) if isinstance(color, list) else color,
+            _tuples(entry.get("color")),
+            *(_tuples(entry.get(key)) or None for key in ("keypoints", "skeleton")),  # some tools write empty lists
         )
 
 
@@ -259,6 +268,22 @@ def _is_color(color: Any) -> bool:
     return isinstance(color, tuple) and len(color) == 3 and all(type(c) is int and 0 <= c < 256 for c in color)
 
 
+def _are_names(names: Any) -> bool:
+    return isinstance(names, tuple) and len(names) > 0 and all(isinstance(name, str) and name for name in names)
+
+
+def _is_skeleton(lines: Any, keypoints: int) -> bool:
+    return isinstance(lines, tuple) and all(
+        isinstance(line, tuple) and len(line) == 2 and all(type(end) is int and 0 < end <= keypoints for end in line)
+        for line in lines
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists, at any depth, as tuples, which can be hashed."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _check(valid: bool, key: str, value: object, expected: str) -> None:
     if not valid:
         raise UserError(f"a category's {key} is {value!r:.80}: give {expected}")
@@ -280,3 +305,5 @@ COCO_PANOPTIC = _preset(COCO_THINGS, COCO_STUFF)
 """The 80 things and 53 kinds of stuff, ids 1 to 200 with holes."""
 VOC = _preset(VOC_THINGS)
 """Pascal VOC's 20, ids 1 to 20; 0 is the background."""
+COCO_PERSON = CategorySet([Category(1, "person", "person", keypoints=COCO_KEYPOINTS, skeleton=COCO_SKELETON)])
+"""COCO's person with 17 keypoints, id 1."""

@@ -45,3 +45,14 @@ person: 15 person
 animal: 3 bird, 8 cat, 10 cow, 12 dog, 13 horse, 17 sheep
 indoor: 5 bottle, 9 chair, 11 diningtable, 16 pottedplant, 18 sofa, 20 tvmonitor
 """
+
+# https://cocodataset.org, person_keypoints 2017
+COCO_KEYPOINTS = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow"),
+    *("right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle"),
+    "right_ankle",
+)
+COCO_SKELETON = (
+    *((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11)),
+    *((2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
+)

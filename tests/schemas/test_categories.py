@@ -6,10 +6,12 @@ import pickle
 import numpy as np
 import pytest
 from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
+from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 
 from prelabel.schemas.categories import (
     COCO,
     COCO_PANOPTIC,
+    COCO_PERSON,
     VOC,
     Category,
     CategorySet,
@@ -35,7 +37,7 @@ def test_a_set_keeps_its_order_and_finds_by_id():
 
 
 def test_json_and_pickle_give_the_same_set_back():
-    for categories in (PETS, COCO, COCO_PANOPTIC, VOC, numbered(1)):
+    for categories in (PETS, COCO, COCO_PANOPTIC, COCO_PERSON, VOC, numbered(1)):
         assert CategorySet.from_json(categories.to_json()) == categories
         assert pickle.loads(pickle.dumps(categories)).digest == categories.digest
     assert PETS.digest != CategorySet(reversed(list(PETS))).digest
@@ -46,6 +48,18 @@ def test_presets_are_what_torchvision_calls_its_labels():
     assert {category.id: category.name for category in COCO} == named
     assert len(COCO) == 80
     assert ["__background__", *VOC.names] == _VOC_CATEGORIES
+    (person,) = COCO_PERSON
+    assert list(person.keypoints) == KeypointRCNN_ResNet50_FPN_Weights.DEFAULT.meta["keypoint_names"]
+
+
+def test_skeleton_of_the_preset_joins_neighbours_on_one_side():
+    (person,) = COCO_PERSON
+    names = [[person.keypoints[end - 1] for end in line] for line in person.skeleton]
+    assert len(names) == 19
+    assert ["left_ankle", "left_knee"] in names
+    assert ["left_shoulder", "right_shoulder"] in names
+    across = [line for line in names if {end.partition("_")[0] for end in line} == {"left", "right"}]
+    assert {end.partition("_")[2] for line in across for end in line} == {"hip", "shoulder", "eye"}
 
 
 def test_panoptic_preset_is_the_published_file(shared_data):
@@ -59,7 +73,11 @@ def test_panoptic_preset_is_the_published_file(shared_data):
     ("text", "ids", "names"),
     [
         ('{"images": [], "categories": [{"id": 5, "name": "a", "extra": 1}]}', (5,), ("a",)),
-        (' [{"id": 0, "name": "a"}, {"id": 9, "name": "b", "supercategory": null}]', (0, 9), ("a", "b")),
+        (
+            ' [{"id": 0, "name": "a", "keypoints": [], "skeleton": []}, {"id": 9, "name": "b", "supercategory": null}]',
+            (0, 9),
+            ("a", "b"),
+        ),
         ('["b", "a"]', (1, 2), ("b", "a")),
         ("\ufeffchien\r\n\r\n chaton noir \n", (1, 2), ("chien", "chaton noir")),
     ],
@@ -89,6 +107,10 @@ def test_categories_are_read_from_a_real_document(shared_data):
         b'[{"id": 1, "name": ""}]',
         b'[{"id": 1, "name": "a", "isthing": 2}]',
         b'[{"id": 1, "name": "a", "color": [1, 2]}]',
+        b'[{"id": 1, "name": "a", "keypoints": "nose"}]',
+        b'[{"id": 1, "name": "a", "keypoints": ["nose", 2]}]',
+        b'[{"id": 1, "name": "a", "keypoints": ["nose"], "skeleton": [[1, 2]]}]',
+        b'[{"id": 1, "name": "a", "skeleton": [[1, 1]]}]',
         b'[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]',
         b"\x80\x02\x00weights",
         b"PK\x03\x04\x00\x00",
