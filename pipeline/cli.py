@@ -7,119 +7,17 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from prelabel.pipeline.options import config_option, json_option, label_options, option, runtime_options
 from prelabel.schemas.errors import JobError, PrelabelError, UserError
 
-F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
-
-
-def _option(*names: str, **settings: Any) -> Callable[[F], F]:
-    """An option whose environment variable is PRELABEL_ and its long name."""
-    long = next(name for name in names if name.startswith("--")).split("/")[0]
-    return click.option(*names, envvar="PRELABEL_" + long[2:].replace("-", "_").upper(), **settings)
-
-
-def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _read_config(context: click.Context, _: click.Parameter, path: str | None) -> None:
-    """Makes a YAML file's values the defaults of the command's options."""
-    if path is None:
-        return
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Text stays text, for the options to read: to YAML 1.1, 1:4 is the number 64."""
-
-    Loader.yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0].endswith((":bool", ":null", ":merge"))]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected lines like `model: torchvision:...`")
-    try:
-        context.default_map = {**(context.default_map or {}), **dict(_defaults(context.command, values))}
-    except UserError as error:
-        raise UserError(f"--config {path}: {error}") from None
-
-
-def _defaults(command: click.Command, values: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Parameter names and values from keys that are the long names of options, with dashes or underscores."""
-    parameters = {max(parameter.opts, key=len).lstrip("-"): parameter for parameter in command.params}
-    del parameters["config"]
-    for key, value in values.items():
-        parameter = parameters.get(str(key).replace("_", "-"))
-        if parameter is None:
-            raise UserError(f"unknown key {key!r}; there are {', '.join(sorted(parameters))}")
-        several = parameter.nargs == -1 or getattr(parameter, "multiple", False)
-        if isinstance(value, dict) or (isinstance(value, list) and not several):
-            raise UserError(f"{key} takes one value")
-        yield str(parameter.name), [value] if several and not isinstance(value, list) else value
-
-
-config_option = click.option(
-    "--config",
-    metavar="FILE",
-    envvar="PRELABEL_CONFIG",
-    is_eager=True,
-    expose_value=False,
-    callback=_read_config,
-    help="YAML file with these options as keys. The command line wins, then the environment, then the file.",
-)
-json_option = _option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-runtime_options = _all(
-    _option("--workers", metavar="N|MIN:MAX", help="Processes with the model. [default: one per GPU, or per 4 CPUs]"),
-    _option(
-        "--gpus-per-worker",
-        type=click.FloatRange(0),
-        metavar="X",
-        help="May be a fraction. [default: 1 where there are any]",
-    ),
-    _option(
-        "--cpus-per-worker", type=click.IntRange(1), metavar="N", help="Threads of each. [default: shared out evenly]"
-    ),
-    _option(
-        "--batch-size",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Images a forward pass. [default: 8 on a GPU, 1 on CPUs]",
-    ),
-    _option(
-        "--address",
-        metavar="HOST:PORT",
-        help="Of a running Ray cluster; `auto` finds it. [default: Ray starts on this machine]",
-    ),
-    _option(
-        "--max-failed",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Exit with 3 if more images fail. [default: any number is fine]",
-    ),
-    _option(
-        "--max-failed-units",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Stop after so many failed units. [default: 100]",
-    ),
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -141,29 +39,23 @@ def cli(verbose: bool) -> None:
 
 @cli.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, envvar="PRELABEL_SOURCES")
-@_option("--output", "-o", metavar="URL", required=True, help="Folder for the labels; must be new or empty.")
-@_option("--model", "-m", metavar="FAMILY:NAME", required=True, help="`prelabel models` lists what there is.")
-@_option("--task", "tasks", metavar="TASK", multiple=True, help="detect, segment_instances. [default: all it can]")
-@_option("--weights", metavar="NAME|FILE", help="A name that the family knows, or a .pth or .safetensors file.")
-@_option("--categories", metavar="FILE", help="COCO JSON, a JSON list, or one name a line. [default: the model's own]")
-@_option(
-    "--score-threshold", type=click.FloatRange(0, 1), metavar="X", help="[default: 0.05, or the model's own if higher]"
-)
-@_option("--include", metavar="GLOB", multiple=True, help="Files to take, instead of those with an image suffix.")
-@_option("--image-column", metavar="NAME", help="Of a Parquet source or list. [default: found by type and name]")
-@_option("--limit", type=click.IntRange(1), metavar="N", help="Label only the first images.")
-@_option("--max-image-pixels", type=click.IntRange(1), metavar="N", help="Refuse larger images. [default: 178956970]")
-@_option(
+@option("--output", "-o", metavar="URL", required=True, help="Folder for the labels; must be new or empty.")
+@label_options
+@option("--include", metavar="GLOB", multiple=True, help="Files to take, instead of those with an image suffix.")
+@option("--image-column", metavar="NAME", help="Of a Parquet source or list. [default: found by type and name]")
+@option("--limit", type=click.IntRange(1), metavar="N", help="Label only the first images.")
+@option("--max-image-pixels", type=click.IntRange(1), metavar="N", help="Refuse larger images. [default: 178956970]")
+@option(
     "--unit-images", type=click.IntRange(1), metavar="N", help="Most images that are committed at once. [default: 512]"
 )
-@_option(
+@option(
     "--unit-bytes",
     type=click.IntRange(1),
     metavar="N",
     help="Most encoded bytes that are committed at once. [default: 268435456]",
 )
 @runtime_options
-@_option("--dry-run", is_flag=True, help="Check everything, plan, and write nothing.")
+@option("--dry-run", is_flag=True, help="Check everything, plan, and write nothing.")
 @json_option
 @config_option
 def run(sources: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **options: Any) -> int:
@@ -178,7 +70,12 @@ def run(sources: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **o
       prelabel run 's3://bucket/shards/*.tar' -o s3://bucket/labels -m torchvision:fcos_resnet50_fpn --workers 8
       prelabel run photos -o labels -m torchvision:fasterrcnn_resnet50_fpn_v2 --weights mine.pth --categories c.json
       prelabel run photos -o labels -m python:my_models:build --task detect --score-threshold 0.3
+      prelabel run photos -o labels -m torchvision:maskrcnn_resnet50_fpn_v2 -m transformers:DIR --task fuse_panoptic
+      prelabel run photos -o labels -m regions:selective_search -m rcnn:resnet50 --keep-proposals 300
       prelabel run --config job.yaml --dry-run
+
+    With several models, --task, --weights, --categories and --score-threshold can say whose they are:
+    --weights torchvision:fcn_resnet50=mine.pth.
 
     Each option is also an environment variable: PRELABEL_BATCH_SIZE for --batch-size, and so on.
     """
@@ -240,12 +137,14 @@ def status(url: str, as_json: bool) -> int:
 def export(format_name: str, url: str, to: str) -> int:
     """Write the labels in another tool's format.
 
-    FORMAT is coco (an instances document) or coco-results (what pycocotools' loadRes takes).
+    FORMAT is coco (an instances document), coco-results (what pycocotools' loadRes takes), coco-keypoints, or
+    coco-panoptic (a document, and a folder of PNGs beside it).
 
     \b
     Examples:
       prelabel export coco labels --to labels.json
       prelabel export coco-results labels --to results.json
+      prelabel export coco-panoptic labels --to panoptic.json
     """
     from prelabel.pipeline.dataset import open_dataset
     from prelabel.pipeline.exports import exporter_of
@@ -262,10 +161,13 @@ def export(format_name: str, url: str, to: str) -> int:
 
 @cli.command()
 @click.argument("url")
-@click.option("--truth", required=True, metavar="FILE", help="A COCO instances document.")
+@click.option("--truth", required=True, metavar="FILE", help="A COCO instances, keypoints or panoptic document.")
 @json_option
 def evaluate(url: str, truth: str, as_json: bool) -> int:
-    """Compare the labels with a COCO ground truth: AP of boxes, and of masks where there are any.
+    """Compare the labels with a COCO ground truth.
+
+    AP and AR of boxes, and of masks, keypoints and proposals where there are any; PQ of panoptic segments where the
+    truth is a panoptic document.
 
     Images are matched by file name: an image's key is the truth's file_name, or ends with it.
 
@@ -286,22 +188,35 @@ def evaluate(url: str, truth: str, as_json: bool) -> int:
 
 
 @cli.command()
+@click.option("--task", metavar="TASK", help="Only models that can do it.")
 @json_option
-def models(as_json: bool) -> int:
-    """List what can be named with --model.
+def models(task: str | None, as_json: bool) -> int:
+    """List what can be named with --model: what it can do, what it finds, and the extra that it needs.
 
     A user's own network is named python:module:factory; the factory takes no arguments and returns a prelabel Model,
     or any torch module with torchvision's detection interface.
+
+    \b
+    Examples:
+      prelabel models
+      prelabel models --task segment_semantic
     """
     from prelabel.operators.models import available
 
-    found = available()
+    found = {
+        f"{family}:{offer.name}": asdict(offer) | {"name": f"{family}:{offer.name}"}
+        for family, offers in available().items()
+        for offer in offers
+        if task is None or task in offer.tasks
+    }
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(list(found.values())))
         return 0
-    for family, names in found.items():
-        for name in names:
-            click.echo(f"{family}:{name}")
+    if not found:
+        raise UserError(f"no model can {task}: `prelabel models` lists what each can do")
+    from prelabel.pipeline.terminal import model_lines
+
+    click.echo("\n".join(model_lines(list(found.values()))))
     return 0
 
 

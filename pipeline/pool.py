@@ -13,8 +13,16 @@ CPUS_PER_WORKER = 4
 
 @dataclass(frozen=True)
 class Pool:
-    """How many workers there are, and what each may use."""
+    """How many workers there are, and what each may use.
 
+    Attributes:
+        groups: the places of the models that workers hold together; a pool of workers for each
+        fewest, most: workers of a pool
+        cpus, gpus: of a worker
+        batch_size: images a forward pass
+    """
+
+    groups: tuple[tuple[int, ...], ...]
     fewest: int
     most: int
     cpus: int
@@ -22,20 +30,25 @@ class Pool:
     batch_size: int
 
 
-def pool_of(runtime: Runtime, cpus: int, gpus: float) -> Pool:
-    """The pool that the runtime asks for, with what the cluster has shared out where it leaves a choice.
+def pool_of(runtime: Runtime, models: int, cpus: int, gpus: float) -> Pool:
+    """The pools that the runtime asks for, with what the cluster has shared out where it leaves a choice.
 
     Raises:
         UserError: this machine is too small for it; a shared cluster may grow.
     """
-    gpus_each = min(1.0, gpus) if runtime.gpus_per_worker is None else runtime.gpus_per_worker
-    default = max(1, int(gpus // gpus_each) if gpus_each else cpus // CPUS_PER_WORKER)
+    places = tuple(range(models))
+    groups = (places,) if runtime.pools == "shared" else tuple((place,) for place in places)
+    cpus_here, gpus_here = max(1, cpus // len(groups)), gpus / len(groups)
+    gpus_each = min(1.0, gpus_here) if runtime.gpus_per_worker is None else runtime.gpus_per_worker
+    default = max(1, int(gpus_here // gpus_each) if gpus_each else cpus_here // CPUS_PER_WORKER)
     fewest, most = runtime.worker_range or (default, default)
-    cpus_each = runtime.cpus_per_worker or max(1, cpus // most)
+    cpus_each = runtime.cpus_per_worker or max(1, cpus_here // most)
     is_shared = runtime.address or os.environ.get("RAY_ADDRESS")
-    if not is_shared and (fewest * cpus_each > cpus or fewest * gpus_each > gpus):
+    workers = fewest * len(groups)
+    if not is_shared and (workers * cpus_each > cpus or workers * gpus_each > gpus):
         raise UserError(
-            f"--workers {fewest} of {cpus_each} CPUs and {gpus_each:g} GPUs each do not fit on this machine with "
-            f"{cpus} CPUs and {gpus:g} GPUs: ask for fewer workers, --cpus-per-worker or --gpus-per-worker"
+            f"{workers} workers of {cpus_each} CPUs and {gpus_each:g} GPUs each do not fit on this machine with "
+            f"{cpus} CPUs and {gpus:g} GPUs: ask for fewer --workers, --pools shared, --cpus-per-worker or "
+            "--gpus-per-worker"
         )
-    return Pool(fewest, most, cpus_each, gpus_each, runtime.batch_size or (8 if gpus_each else 1))
+    return Pool(groups, fewest, most, cpus_each, gpus_each, runtime.batch_size or (8 if gpus_each else 1))

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from itertools import chain
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prelabel.operators.models import ModelSpec
+from prelabel.operators.options import Options
 from prelabel.pipeline.lock import Lock
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
@@ -27,7 +28,7 @@ from prelabel.pipeline.storage import Storage, read_input
 from prelabel.pipeline.summary import Summary, summarize
 from prelabel.schemas.categories import CategorySet, load_categories
 from prelabel.schemas.errors import JobError, UserError
-from prelabel.schemas.job import Job, JobRecord, Labels, Runtime, fingerprint, in_one_line
+from prelabel.schemas.job import Job, JobRecord, Labels, ModelChoice, Runtime, fingerprint, in_one_line
 from prelabel.schemas.tables import file_metadata
 
 logger = logging.getLogger("prelabel")
@@ -70,7 +71,7 @@ def run(job: Job, progress: Reporter = id) -> Summary:
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
-        pool = pool_of(job.runtime, *graph.resources())
+        pool = pool_of(job.runtime, len(job.labels.models), *graph.resources())
         units = _begun(plan_units(job.labels, lambda images: progress(Progress("plan", images))))
         manifest.storage.check_writable()
         with Lock(manifest.storage, on_lost=_interrupt) as lock:
@@ -119,7 +120,7 @@ def resume(
             _check_unchanged(record, prepared)
             done = set(range(record.units)) - _open_units(manifest, record, retry_failed)
             _check_sources(manifest, done)
-            pool = pool_of(record.job.runtime, *graph.resources())
+            pool = pool_of(record.job.runtime, len(record.models), *graph.resources())
             _Labeling(manifest, record, prepared.work, pool, lock, progress).label(done)
     return summarize(manifest, record, time.monotonic() - began)
 
@@ -137,7 +138,7 @@ def dry_run(job: Job, progress: Reporter = id) -> DryRun:
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
-        pool_of(job.runtime, *graph.resources())
+        pool_of(job.runtime, len(job.labels.models), *graph.resources())
     images = units = size = 0
     shards: set[str] = set()
     for unit in plan_units(job.labels, lambda count: progress(Progress("plan", count))):
@@ -148,10 +149,11 @@ def dry_run(job: Job, progress: Reporter = id) -> DryRun:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A job whose model has been looked at."""
+    """A job whose models have been looked at."""
 
     job: Job
     categories: CategorySet
+    fingerprint: str
     description: Any
     work: Any
 
@@ -160,14 +162,15 @@ class _Prepared:
         return tuple(self.description.tasks)
 
     @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.job.labels, self.description.digest, self.categories.digest)
+    def models(self) -> list[dict[str, str]]:
+        names = [model.name for model in self.job.labels.models]
+        return [{"name": name, "digest": d} for name, d in zip(names, self.description.digests, strict=True)]
 
     def to_record(self, images: int, units: int) -> JobRecord:
         return JobRecord(
             job=self.job,
             fingerprint=self.fingerprint,
-            model={"name": self.job.labels.model, "digest": self.description.digest},
+            models=self.models,
             tasks=self.tasks,
             tables=self.description.tables,
             categories=self.categories.to_coco(),
@@ -182,33 +185,34 @@ def _prepare(job: Job) -> _Prepared:
     from prelabel.pipeline import graph
 
     labels = job.labels
-    spec = _spec(labels)
-    description = graph.describe(spec, labels.tasks)
+    specs = tuple(_spec(labels, model) for model in labels.models)
+    own = tuple(model.tasks for model in labels.models)
+    description = graph.describe(graph.Question(specs, own, labels.tasks, labels.keep_proposals is not None))
     categories = CategorySet.from_json(description.categories_json)
-    digest = description.digest
-    metadata = file_metadata(fingerprint(labels, digest, categories.digest), description.categories_json)
+    job_print = fingerprint(labels, description.digests, categories.digest)
     work = graph.Work(
         job.output,
         source_options(labels),
-        spec,
-        description.tasks,
+        specs,
+        description,
         labels.max_image_pixels,
-        description.digest,
-        metadata,
+        file_metadata(job_print, description.categories_json),
     )
-    return _Prepared(job, categories, description, work)
+    return _Prepared(job, categories, job_print, description, work)
 
 
-def _spec(labels: Labels) -> ModelSpec:
+def _spec(labels: Labels, model: ModelChoice) -> ModelSpec:
     categories = None
-    if labels.categories is not None:
-        categories = load_categories(read_input(labels.categories, "--categories"), labels.categories)
+    if model.categories is not None:
+        categories = load_categories(read_input(model.categories, "--categories"), model.categories)
+    given = labels.model_dump(include={field.name for field in fields(Options)}, exclude_none=True)
     return ModelSpec(
-        labels.model,
-        weights=labels.weights,
+        model.name,
+        weights=model.weights,
         categories=categories,
-        score_threshold=labels.score_threshold,
+        score_threshold=model.score_threshold,
         path=labels.python_path,
+        options=Options(**given),
     )
 
 
@@ -224,14 +228,27 @@ def _ready(job: Job) -> tuple[Job, Manifest]:
 def _absolute(job: Job) -> Job:
     """The job with paths that mean the same from any folder and process."""
     labels = job.labels
-    weights = labels.weights
+    models = tuple(
+        model.model_copy(
+            update={
+                "weights": _if_there(model.weights),
+                "categories": _absolute_path(model.categories) if model.categories else None,
+            }
+        )
+        for model in labels.models
+    )
+    is_python = any("python:" in model.name for model in models)
     changes = {
         "sources": tuple(map(_absolute_path, labels.sources)),
-        "weights": _absolute_path(weights) if weights and os.path.exists(os.path.expanduser(weights)) else weights,
-        "categories": _absolute_path(labels.categories) if labels.categories else None,
-        "python_path": os.path.abspath(labels.python_path or ".") if labels.model.startswith("python:") else None,
+        "models": models,
+        "python_path": os.path.abspath(labels.python_path or ".") if is_python else None,
     }
     return job.model_copy(update={"output": _absolute_path(job.output), "labels": labels.model_copy(update=changes)})
+
+
+def _if_there(weights: str | None) -> str | None:
+    """A file's absolute path; a name stays what it is."""
+    return _absolute_path(weights) if weights and os.path.exists(os.path.expanduser(weights)) else weights
 
 
 def _absolute_path(url: str) -> str:
@@ -328,7 +345,7 @@ def _check_unchanged(record: JobRecord, prepared: _Prepared) -> None:
         _warn_of_versions(record.versions, prepared.description.versions)
         return
     differs = {
-        "the model (its weights, or the module of python:)": prepared.description.digest != record.model["digest"],
+        "a model (its weights, or the module of python:)": prepared.models != record.models,
         "the category set": prepared.categories.to_coco() != record.categories,
     }
     what = " and ".join(name for name, does in differs.items() if does) or "the configuration in job.json"

@@ -21,7 +21,7 @@ class Summary:
         images: planned
         labeled: with an `ok` row in a committed unit
         failed: error code -> images with a `failed` row
-        annotations: rows
+        annotations, segments, proposals: rows
         units, committed: units planned, and those that count
         failures: why units without a commit could not be finished, as `_manifest/failures` has it
         seconds: this run took
@@ -37,6 +37,8 @@ class Summary:
     annotations: int
     units: int
     committed: int
+    segments: int = 0
+    proposals: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     max_failed: int | None = None
@@ -72,21 +74,24 @@ def status(output: str) -> Summary:
 
 def summarize(manifest: Manifest, record: JobRecord, seconds: float = 0.0) -> Summary:
     """The same, for whoever has read the job; `seconds` is how long a run took."""
-    committed = images = annotations = 0
+    committed = images = 0
+    rows: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     for commit in manifest.commits():
         counts = commit["counts"]
         committed, images = committed + 1, images + counts["images"]
-        annotations += counts.get("annotations", 0)
+        rows.update({name: counts.get(name, 0) for name in ("annotations", "segments", "proposals")})
         failed.update(counts["failed"])
     return Summary(
         output=manifest.storage.url,
         images=record.images,
         labeled=images - failed.total(),
         failed=dict(sorted(failed.items())),
-        annotations=annotations,
+        annotations=rows["annotations"],
         units=record.units,
         committed=committed,
+        segments=rows["segments"],
+        proposals=rows["proposals"],
         failures=manifest.failures(),
         seconds=seconds,
         max_failed=record.job.runtime.max_failed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -77,11 +78,22 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def model_lines(offers: list[dict[str, Any]]) -> Iterator[str]:
+    """A line per model in columns: name, tasks, categories, extra."""
+    rows = [("MODEL", "TASKS", "CATEGORIES", "EXTRA")]
+    rows += [(one["name"], " ".join(one["tasks"]) or "any", one["categories"], one["extra"]) for one in offers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
 def _counts(summary: Summary) -> str:
     done = "all" if summary.is_complete else f"{summary.committed:,} of {summary.units:,}"
     images = f"{summary.labeled:,} images labeled, {summary.failed_images:,} failed"
     took = f", in {summary.seconds:,.0f} s" if summary.seconds else ""
-    return f"{images}, {summary.annotations:,} annotations; {done} units committed{took}"
+    rows = {"annotations": summary.annotations, "segments": summary.segments, "proposals": summary.proposals}
+    found = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count or name == "annotations")
+    return f"{images}, {found}; {done} units committed{took}"
 
 
 def _what_is_missing(summary: Summary) -> Iterator[str]:

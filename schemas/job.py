@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,10 +13,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prelabel.schemas.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OF_A_MODEL = ("weights", "categories", "score_threshold", "tasks")
+"""Options that may be said of one model: `MODEL=VALUE`."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelChoice(_Section):
+    """A model of a job.
+
+    Attributes:
+        name: family:name
+        weights: a name that the family knows, or a file; None: the family's default
+        categories: a file that names the categories; None: the model's own
+        score_threshold: None is 0.05, or the model's own threshold where that is higher
+        tasks: what to ask of this model; none: the job's tasks
+    """
+
+    name: str
+    weights: str | None = None
+    categories: str | None = None
+    score_threshold: Fraction | None = None
+    tasks: tuple[str, ...] = ()
+
+    @field_validator("tasks")
+    @classmethod
+    def _in_one_order(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(tasks)))
 
 
 class Labels(_Section):
@@ -26,26 +53,31 @@ class Labels(_Section):
         include: globs on a folder's keys or a tar's members, instead of the image suffixes
         image_column: the Parquet column with images, or the list's column with URIs; None: found by type and name
         limit: label only the first images of the plan
-        model: as family:name
-        tasks: what to ask of the model; none: all it can do
-        weights: a name that the family knows, or a file; None: the family's default
-        categories: a file that names the categories; None: the model's own
+        models: at least one; those that take regions come after one that proposes them
+        tasks: what to ask of all models that can do it; none: all they can
         python_path: the folder that `python:module:factory` is imported from; None: the current one
-        score_threshold: None is 0.05, or the model's own threshold where that is higher
+        keep_proposals: rows of the proposals table per image; None: none, or 1,000 where the tasks say `propose`
+        top_labels: image-level labels per image and model
+        panoptic_score, panoptic_overlap, panoptic_stuff_area: see `prelabel.operators.options`
+        tile, tile_overlap: side in pixels, and shared fraction, of windows on large images; None: no windows
         max_image_pixels: an image with more is refused before it is decoded
         unit_images, unit_bytes: where the planner cuts a shard into units
     """
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    model: str
+    models: tuple[ModelChoice, ...]
     include: tuple[str, ...] = ()
     image_column: str | None = None
     limit: Positive | None = None
     tasks: tuple[str, ...] = ()
-    weights: str | None = None
-    categories: str | None = None
     python_path: str | None = None
-    score_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    keep_proposals: Annotated[int, Field(gt=0, le=65_536)] | None = None
+    top_labels: Positive = 5
+    panoptic_score: Fraction | None = None
+    panoptic_overlap: Fraction | None = None
+    panoptic_stuff_area: Annotated[int, Field(ge=0)] = 4096
+    tile: Annotated[int, Field(ge=32)] | None = None
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
     max_image_pixels: Positive = 178_956_970
     unit_images: Positive = 512
     unit_bytes: Positive = 256 * 2**20
@@ -55,12 +87,24 @@ class Labels(_Section):
     def _in_one_order(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(tasks)))
 
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: tuple[ModelChoice, ...]) -> tuple[ModelChoice, ...]:
+        names = [model.name for model in models]
+        if not names:
+            raise ValueError("name one; `prelabel models` lists them")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is there twice")
+        return models
+
 
 class Runtime(_Section):
     """How the work is run: nothing here changes a result.
 
     Attributes:
-        workers: actors that hold the model, as N or MIN:MAX; None: one per GPU, or one on CPUs
+        pools: "shared", each worker holds all models; "each", every model has workers of its own
+        workers: actors of a pool, as N or MIN:MAX; None: one per GPU, or one on CPUs
         gpus_per_worker: may be a fraction; None: 1 where the cluster has GPUs, else 0
         cpus_per_worker: processors, and as many threads; None: shared out evenly
         batch_size: images a forward pass; None: 8 on a GPU, 1 on CPUs
@@ -69,6 +113,7 @@ class Runtime(_Section):
         max_failed_units: the run stops after this many units have failed
     """
 
+    pools: Literal["shared", "each"] = "shared"
     workers: str | None = None
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     cpus_per_worker: Positive | None = None
@@ -107,26 +152,67 @@ class Job(_Section):
     def of(cls, *sources: str, output: str, **options: Any) -> Job:
         """A job from the command line's option names: `Job.of("images", output="labels", model="…", batch_size=4)`.
 
+        `model`, and with several models `weights`, `categories`, `score_threshold` and `tasks`, may be a list; `"A=V"`
+        in one of those says V of model A alone.
+
         Raises:
             UserError: an option is unknown or its value makes no sense.
         """
         given = {name: value for name, value in options.items() if value is not None}
         runtime = {name: given.pop(name) for name in Runtime.model_fields if name in given}
+        models = _models(_listed(given.pop("model", ())), {name: _listed(given.pop(name, ())) for name in OF_A_MODEL})
         try:
-            return cls(output=output, labels=Labels(sources=sources, **given), runtime=Runtime(**runtime))
+            return cls(output=output, labels=Labels(sources=sources, **models, **given), runtime=Runtime(**runtime))
         except ValidationError as error:
             raise UserError(in_one_line(error)) from error
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple | set) else [value]
+
+
+def _models(names: list[str], given: dict[str, list[Any]]) -> dict[str, Any]:
+    """Labels' `models` and `tasks`. Raises UserError for a value of which it can't be told whose it is."""
+    common = {
+        option: [value for value in values if not any(_is_of(name, value) for name in names)]
+        for option, values in given.items()
+    }
+    return {"models": [_choice(name, len(names), common, given) for name in names], "tasks": common["tasks"]}
+
+
+def _is_of(name: str, value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(f"{name}=")
+
+
+def _choice(name: str, models: int, common: dict[str, list[Any]], given: dict[str, list[Any]]) -> dict[str, Any]:
+    own = {
+        option: [value.removeprefix(f"{name}=") for value in values if _is_of(name, value)]
+        for option, values in given.items()
+    }
+    choice = {"name": name, "tasks": own.pop("tasks")}
+    for option, values in own.items():
+        said = values or common[option]
+        if len(said) > 1 or (models > 1 and option != "score_threshold" and common[option]):
+            raise UserError(f"--{option.replace('_', '-')}: say it once, or once of each model as MODEL=VALUE")
+        if said:
+            choice[option] = said[0]
+    return choice
+
+
 def in_one_line(error: ValidationError) -> str:
     """What pydantic found, by the option's name on the command line."""
-    options = {str(detail["loc"][-1] if detail["loc"] else ""): detail["msg"] for detail in error.errors()}
+    options = {str(_option(detail["loc"])): detail["msg"] for detail in error.errors()}
     return "; ".join(f"--{name.replace('_', '-')}: {message}" for name, message in options.items())
 
 
-def fingerprint(labels: Labels, model_digest: str, categories_digest: str) -> str:
+def _option(place: tuple[int | str, ...]) -> str:
+    names = [str(part) for part in place if isinstance(part, str)] or [""]
+    return "model" if names[-1] == "models" else names[-1]
+
+
+def fingerprint(labels: Labels, model_digests: Sequence[str], categories_digest: str) -> str:
     """The SHA-256 of what changes results: the configuration, the weights' bytes, the resolved categories."""
-    parts = {"labels": labels.model_dump(mode="json"), "model": model_digest, "categories": categories_digest}
+    parts = {"labels": labels.model_dump(mode="json"), "models": model_digests, "categories": categories_digest}
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -136,8 +222,8 @@ class JobRecord(_Section):
     Attributes:
         job: the configuration, with absolute paths
         fingerprint: of what changes the results
-        model: name, digest of the weights
-        tasks: what the model is asked for, resolved
+        models: name and digest of the weights of each
+        tasks: whose rows are written
         tables: folders that the job writes
         categories: COCO category dicts
         images, units: how much is planned
@@ -147,7 +233,7 @@ class JobRecord(_Section):
 
     job: Job
     fingerprint: str
-    model: dict[str, str]
+    models: list[dict[str, str]]
     tasks: tuple[str, ...]
     tables: tuple[str, ...]
     categories: list[dict[str, Any]]

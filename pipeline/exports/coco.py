@@ -15,7 +15,7 @@ class CocoInstances(Exporter):
     def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
         """Writes the images that could be read, with all of their annotations."""
         info = {
-            "description": f"labels by {dataset.record.model['name']}",
+            "description": f"labels by {', '.join(model['name'] for model in dataset.record.models)}",
             "date_created": dataset.record.created,
             "version": SCHEMA_VERSION,
             "fingerprint": dataset.record.fingerprint,

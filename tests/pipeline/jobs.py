@@ -40,8 +40,8 @@ def job_of(source: str, output: str, **options: Any) -> Job:
 def record_of(job: Job, images: int, units: int) -> JobRecord:
     return JobRecord(
         job=job,
-        fingerprint=fingerprint(job.labels, "weights", CATEGORIES.digest),
-        model={"name": MODEL, "digest": "weights"},
+        fingerprint=fingerprint(job.labels, ["weights"], CATEGORIES.digest),
+        models=[{"name": MODEL, "digest": "weights"}],
         tasks=("detect", "segment_instances"),
         tables=("annotations", "images"),
         categories=CATEGORIES.to_coco(),

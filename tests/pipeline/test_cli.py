@@ -108,7 +108,7 @@ def test_command_line_wins_then_environment_then_file(
     monkeypatch.setenv("PRELABEL_LIMIT", "2")
     assert prelabel(*GIVEN, "--config", "job.yaml", "--limit", 3).code == 0
     (job,) = jobs
-    assert job.labels.score_threshold == 0.1
+    assert job.labels.models[0].score_threshold == 0.1
     assert (job.labels.unit_images, job.labels.limit) == (2, 3)
     assert (job.runtime.batch_size, job.runtime.workers) == (1, "2")
 

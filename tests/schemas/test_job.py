@@ -8,28 +8,40 @@ import pytest
 from pydantic import ValidationError
 
 from prelabel.schemas.errors import UserError
-from prelabel.schemas.job import Job, JobRecord, Labels, Runtime, fingerprint
+from prelabel.schemas.job import Job, JobRecord, Labels, ModelChoice, Runtime, fingerprint
 
 OTHER: dict[str, Any] = {
     "sources": ("b",),
-    "model": "torchvision:fcos_resnet50_fpn",
+    "models": ({"name": "torchvision:fcos_resnet50_fpn"},),
     "include": ("*.foo",),
     "image_column": "picture",
     "limit": 7,
     "tasks": ("detect",),
-    "weights": "mine.pth",
-    "categories": "mine.json",
     "python_path": "/code",
-    "score_threshold": 0.3,
+    "keep_proposals": 100,
+    "top_labels": 3,
+    "panoptic_score": 0.3,
+    "panoptic_overlap": 0.3,
+    "panoptic_stuff_area": 30,
+    "tile": 640,
+    "tile_overlap": 0.1,
     "max_image_pixels": 1_000_000,
     "unit_images": 64,
     "unit_bytes": 2**20,
 }
 """Another value for every field of Labels."""
+OTHER_MODEL: dict[str, Any] = {
+    "name": "torchvision:fcos_resnet50_fpn",
+    "weights": "mine.pth",
+    "categories": "mine.json",
+    "score_threshold": 0.3,
+    "tasks": ("detect",),
+}
+"""The same for ModelChoice."""
 
 
 def labels(**options: Any) -> Labels:
-    return Labels(**{"sources": ("a",), "model": "scenes:maskrcnn"} | options)
+    return Labels(**{"sources": ("a",), "models": ({"name": "scenes:maskrcnn"},)} | options)
 
 
 def test_options_find_their_place() -> None:
@@ -56,10 +68,39 @@ def test_value_that_makes_no_sense_is_one_line_with_the_options_name(options: di
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_said_of_one_of_several_models() -> None:
+    job = Job.of(
+        "a",
+        output="out",
+        model=["python:a:b", "scenes:maskrcnn"],
+        weights=["scenes:maskrcnn=a=b.pth"],
+        score_threshold=["0.3", "python:a:b=0.5"],
+        tasks=["detect", "scenes:maskrcnn=propose"],
+    )
+    assert job.labels.tasks == ("detect",)
+    assert job.labels.models == (
+        ModelChoice(name="python:a:b", score_threshold=0.5),
+        ModelChoice(name="scenes:maskrcnn", weights="a=b.pth", score_threshold=0.3, tasks=("propose",)),
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": ["a:b", "c:d"], "weights": "mine.pth"},
+        {"model": ["a:b", "c:d"], "categories": ["a:b=x.json", "a:b=y.json"]},
+        {"model": "a:b", "weights": ["mine.pth", "yours.pth"]},
+    ],
+)
+def test_whose_it_is_must_be_plain(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="say it once, or once of each model as MODEL=VALUE"):
+        Job.of("a", output="out", **options)
+
+
 def test_job_needs_a_source_and_a_model() -> None:
     with pytest.raises(UserError, match="--sources"):
         Job.of(output="out", model="scenes:maskrcnn")
-    with pytest.raises(UserError, match="--model: Field required"):
+    with pytest.raises(UserError, match="--model: .*name one"):
         Job.of("a", output="out")
 
 
@@ -76,21 +117,25 @@ def test_workers_that_make_no_sense(workers: Any) -> None:
 
 def test_everything_that_changes_results_changes_the_fingerprint() -> None:
     assert OTHER.keys() == Labels.model_fields.keys()
-    prints = {fingerprint(labels(**{name: value}), "w", "c") for name, value in OTHER.items()}
-    prints |= {fingerprint(labels(), "w", "c"), fingerprint(labels(), "x", "c"), fingerprint(labels(), "w", "d")}
-    assert len(prints) == len(OTHER) + 3
+    assert OTHER_MODEL.keys() == ModelChoice.model_fields.keys()
+    model = {"name": "scenes:maskrcnn"}
+    others = [labels(**{name: value}) for name, value in OTHER.items()]
+    others += [labels(models=(model | {name: value},)) for name, value in OTHER_MODEL.items() if name != "name"]
+    prints = {fingerprint(other, ["w"], "c") for other in others}
+    prints |= {fingerprint(labels(), *rest) for rest in ((["w"], "c"), (["x"], "c"), (["w"], "d"), (["w", "w"], "c"))}
+    assert len(prints) == len(others) + 4
 
 
 def test_order_of_tasks_and_repeats_are_no_change() -> None:
     one, other = labels(tasks=("segment_instances", "detect")), labels(tasks=("detect", "detect", "segment_instances"))
-    assert fingerprint(one, "w", "c") == fingerprint(other, "w", "c")
+    assert fingerprint(one, ["w"], "c") == fingerprint(other, ["w"], "c")
 
 
 def test_record_survives_json_and_refuses_what_it_does_not_know() -> None:
     record = JobRecord(
         job=Job(output="s3://bucket/labels", labels=labels(**OTHER), runtime=Runtime(gpus_per_worker=0.5)),
         fingerprint="f",
-        model={"name": "scenes:maskrcnn", "digest": "d"},
+        models=[{"name": "scenes:maskrcnn", "digest": "d"}],
         tasks=("detect",),
         tables=("annotations", "images"),
         categories=[{"id": 1, "name": "ü\n"}],

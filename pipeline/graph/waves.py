@@ -1,26 +1,23 @@
-"""The job on Ray Data: read tasks, a pool of actors that hold the model, write tasks. The only module that imports ray.
+"""Units through Ray Data: read tasks, pools of actors that hold the models, write tasks.
 
 One unit is one block from read to write, and nothing may merge or split it: exactly one read task per unit, no largest
 block size, no batch size. Read and write tasks ask for other resources than the actors, which keeps Ray from fusing
-them with the model: it would wait for storage.
+them with the models: they would wait for storage.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import os
-import signal
-import socket
-import sys
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, TextIO, cast
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -30,13 +27,14 @@ from ray.data.datasource import Datasink
 from ray.exceptions import RayError
 
 from prelabel.operators.models import ModelSpec
+from prelabel.pipeline.graph.describe import Description, here
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.pool import Pool
 from prelabel.pipeline.sources import source_of_kind
 from prelabel.pipeline.sources.base import SourceOptions, Unit
-from prelabel.pipeline.storage import Storage, local_copy
+from prelabel.pipeline.storage import Storage
 from prelabel.pipeline.writer import write_unit
-from prelabel.schemas.errors import ModelError, PrelabelError, UserError
+from prelabel.schemas.errors import ModelError
 
 IO_CPUS = 0.5
 """What a read or a write task asks for: two of them share the processor that the actors leave."""
@@ -52,148 +50,18 @@ class Work:
     Attributes:
         output: the job's URL
         options: how the sources are read
-        spec: the model
-        tasks: what it is asked for
+        specs: the models
+        description: what they are asked for, and what they were when the job was planned
         max_pixels: of one image
-        digest: of the weights that the job was planned with
         metadata: what each Parquet file carries
     """
 
     output: str
     options: SourceOptions
-    spec: ModelSpec
-    tasks: tuple[str, ...]
+    specs: tuple[ModelSpec, ...]
+    description: Description
     max_pixels: int
-    digest: str
     metadata: dict[str, str]
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    """Ray, quiet: the caller's if it is there, the cluster at the address, or one of our own on this machine."""
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS")  # which Ray would follow anyway
-    # One processor more than there are: storage waits, mostly, and must never wait for the model.
-    own = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
-    _check_answers(address)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        with _stderr_closed(), _own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
-    try:
-        with redirect_stdout(cast(TextIO, _WithoutRay(sys.stdout))):
-            yield
-    finally:
-        ray.shutdown()
-
-
-def _check_answers(address: str | None) -> None:
-    """Raises UserError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if not colon or "/" in host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
-
-
-@contextmanager
-def _stderr_closed() -> Iterator[None]:
-    """Nothing reaches the terminal past Python: Ray's own libraries greet there, whatever the log level."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-class _WithoutRay:
-    """Standard output, less what Ray's threads print there of dead workers, also with log_to_driver=False."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.current_thread().name.startswith("ray_") else self.stream.write(text)
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself and exits on the spot; whoever set a handler before gets it back."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-def resources() -> tuple[int, float]:
-    """Processors that actors may have, and GPUs, of the whole cluster; one processor is left to storage."""
-    found = ray.cluster_resources()
-    return max(1, int(found.get("CPU", 1)) - 1), float(found.get("GPU", 0))
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """What the driver must know about a model without importing torch."""
-
-    tasks: tuple[str, ...]
-    tables: tuple[str, ...]
-    categories_json: str
-    digest: str
-    versions: dict[str, str]
-
-
-def describe(spec: ModelSpec, tasks: Iterable[str]) -> ModelDescription:
-    """Builds the model once, in a worker process, and says what it is.
-
-    Raises:
-        ModelError: it can't be built, or can't do the tasks.
-    """
-    # max_calls: the process ends with the task, and gives torch's memory back.
-    found = ray.get(ray.remote(max_calls=1, num_cpus=1)(_describe).remote(spec, tuple(tasks)))
-    if isinstance(found, PrelabelError):
-        raise found
-    assert isinstance(found, ModelDescription)
-    return found
-
-
-def _describe(spec: ModelSpec, asked: tuple[str, ...]) -> ModelDescription | PrelabelError:
-    from importlib.metadata import version
-
-    from prelabel.operators.models import load_model
-    from prelabel.operators.registry import chosen_tasks, operators_for
-
-    try:
-        model = load_model(_here(spec))
-        tasks = chosen_tasks(model, asked)
-    except PrelabelError as error:
-        return error
-    tables = {"images", *(operator.table for operator in operators_for(tasks))}
-    packages = ("prelabel", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "numba")
-    return ModelDescription(
-        tuple(map(str, tasks)),
-        tuple(sorted(tables)),
-        model.categories.to_json(),
-        model.digest,
-        {package: version(package) for package in packages},
-    )
-
-
-def _here(spec: ModelSpec) -> ModelSpec:
-    return replace(spec, weights=local_copy(spec.weights)) if spec.weights and "://" in spec.weights else spec
 
 
 def label_wave(
@@ -213,22 +81,26 @@ def label_wave(
     context.execution_options.verbose_progress = False
     with DataContext.current(context), _errors_collected() as errors, _counted(progress) as counter:
         blocks = ray.data.read_datasource(_Units(work, units), override_num_blocks=len(units), num_cpus=IO_CPUS)
-        tables = _with_workers(blocks, len(units), work, pool, counter)
+        for group in pool.groups:
+            blocks = _through(blocks, len(units), work, pool, group, counter)
         try:
-            tables.write_datasink(_Commits(work), ray_remote_args={"num_cpus": IO_CPUS})
+            blocks.write_datasink(_Commits(work), ray_remote_args={"num_cpus": IO_CPUS})
         except RayError as error:
             errors.append(str(error))
     return errors
 
 
-def _with_workers(blocks: ray.data.Dataset, units: int, work: Work, pool: Pool, counter: Any) -> ray.data.Dataset:
+def _through(
+    blocks: ray.data.Dataset, units: int, work: Work, pool: Pool, group: tuple[int, ...], counter: Any
+) -> ray.data.Dataset:
+    """The blocks after the workers that hold one group of the models."""
     with warnings.catch_warnings():
         # Ray 2.60 deprecates further arguments, and has no other way yet to say max_task_retries; its default would
         # retry for ever a unit that kills its worker every time.
         warnings.simplefilter("ignore")
         return blocks.map_batches(
             _Worker,
-            fn_constructor_args=(work, pool, counter),
+            fn_constructor_args=(work, pool, group, counter),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=min(pool.fewest, units), max_size=min(pool.most, units)),
@@ -337,40 +209,84 @@ def _failure_recorded(work: Work, unit: int) -> Iterator[None]:
 
 
 class _Worker:
-    """An actor of the pool: holds the model; a unit's block in, its tables in one row out."""
+    """An actor that holds some of the models: adds their findings to a unit's block.
 
-    def __init__(self, work: Work, pool: Pool, counter: Any) -> None:
+    The actor of the last models makes it one row that holds the unit's tables.
+    """
+
+    def __init__(self, work: Work, pool: Pool, group: tuple[int, ...], counter: Any) -> None:
         import torch
 
         from prelabel.operators.base import Task
-        from prelabel.operators.label import Labeler
-        from prelabel.operators.models import load_model
+        from prelabel.operators.label import Asked, Labeler
         from prelabel.operators.registry import operators_for
+        from prelabel.schemas.categories import CategorySet
 
         torch.set_num_threads(pool.cpus)
         self.work = work
-        model = load_model(replace(_here(work.spec), device="cuda" if pool.gpus else "cpu"))
-        if model.digest != work.digest:
-            raise ModelError(
-                f"{model.name} has other weights than when the job was planned: the file has changed, or the factory "
-                "makes new ones each time (load or seed them)"
+        self.is_last = group == pool.groups[-1]
+        description, options = work.description, work.specs[0].options
+        categories = CategorySet.from_json(description.categories_json)
+        self.operators = operators_for(map(Task, description.tasks), categories, options)
+        asked = [
+            Asked(
+                _load(work, place, pool),
+                frozenset(map(Task, description.asked[place])),
+                description.category_ids[place],
             )
+            for place in group
+        ]
         self.labeler = Labeler(
-            model,
-            operators_for(map(Task, work.tasks)),
+            asked,
             batch_size=pool.batch_size,
             max_pixels=work.max_pixels,
             threads=min(pool.cpus, DECODE_THREADS),
-            progress=lambda images: counter.add.remote(images),
+            progress=lambda images: counter.add.remote(images) if self.is_last else None,
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        from prelabel.operators.label import make_tables
+
         unit = block["unit"][0].as_py()
-        began = perf_counter()
+        began, before = perf_counter(), _findings_in(block)
         with _failure_recorded(self.work, unit):
-            tables = self.labeler.label(block)
+            findings = self.labeler.look(block, before)
+            tables = make_tables(block, findings, self.operators) if self.is_last else {}
+        seconds = perf_counter() - began + (block["seconds"][0].as_py() if before else 0.0)
+        if not self.is_last:
+            return _with_findings(block, findings, seconds)
         packed = {name: [_to_ipc(table)] for name, table in tables.items()}
-        return pa.table({"unit": [unit], "label_seconds": [perf_counter() - began], **packed})
+        return pa.table({"unit": [unit], "label_seconds": [seconds], **packed})
+
+
+def _load(work: Work, place: int, pool: Pool) -> Any:
+    from prelabel.operators.models import load_model
+
+    model = load_model(replace(here(work.specs[place]), device="cuda" if pool.gpus else "cpu"))
+    if model.digest != work.description.digests[place]:
+        raise ModelError(
+            f"{model.name} has other weights than when the job was planned: the file has changed, or the factory "
+            "makes new ones each time (load or seed them)"
+        )
+    return model
+
+
+def _with_findings(block: pa.Table, findings: Any, seconds: float) -> pa.Table:
+    """The unit's rows with what some models found, for the next ones."""
+    found = [pickle.dumps(pair) for pair in zip(findings.facts, findings.answers, strict=True)]
+    known = block.select([name for name in block.column_names if name not in ("findings", "seconds")])
+    known = known.append_column("findings", pa.array(found, pa.large_binary()))
+    return known.append_column("seconds", pa.array([seconds] * len(block)))
+
+
+def _findings_in(block: pa.Table) -> Any:
+    if "findings" not in block.column_names:
+        return None
+    from prelabel.operators.label import Findings
+
+    # Our own workers' bytes, by way of Ray, which pickles all that it carries.
+    pairs = [pickle.loads(pair) for pair in block["findings"].to_pylist()]
+    return Findings([facts for facts, _ in pairs], [answers for _, answers in pairs])
 
 
 def _to_ipc(table: pa.Table) -> bytes:
