@@ -95,24 +95,42 @@ def merge(rles: Sequence[Rle], intersect: bool = False) -> Rle:
 def place(window: Rle, size: tuple[int, int], top: int, left: int) -> Rle:
     """A window's mask in an image of `size` (height, width), clipped to the image: crop-and-shift, on the runs.
 
+    The opposite, an image's mask in a window of it, is the same with -top and -left.
+
     Args:
         window: the mask of a part of the image
         size: the image's height and width
         top: the image's row of the window's first row; negative where the window begins above the image
         left: the image's column of the window's first column; negative where it begins left of the image
     """
+    return stitch([(window, top, left)], size)
+
+
+def stitch(windows: Sequence[tuple[Rle, int, int]], size: tuple[int, int]) -> Rle:
+    """One mask of an image of `size` from those of disjoint windows: each a mask, its top and its left as in `place`.
+
+    Where windows overlap, no pixel may be inside the masks of two.
+    """
     height, width = size
-    columns, tops, bottoms = _column_runs(window)
-    columns = columns + left
-    tops, bottoms = np.maximum(tops + top, 0), np.minimum(bottoms + top, height)
-    visible = (tops < bottoms) & (columns >= 0) & (columns < width)
-    begins, ends = (columns * height + tops)[visible], (columns * height + bottoms)[visible]
+    pieces = [_visible_runs(window, height, width, top, left) for window, top, left in windows]
+    begins, ends = np.concatenate([np.zeros((2, 0), np.int64), *pieces], axis=1)
+    order = np.argsort(begins)
+    begins, ends = begins[order], ends[order]
     apart = begins[1:] != ends[:-1]  # a run that ends at a column's foot goes on at the next one's head
     begins, ends = begins[np.append(True, apart)[: len(begins)]], ends[np.append(apart, True)[: len(ends)]]
     lengths = np.diff(np.column_stack([begins, ends]).ravel(), prepend=0, append=height * width)
     if len(ends) and lengths[-1] == 0:
         lengths = lengths[:-1]
     return from_run_lengths([lengths], size)[0]
+
+
+def _visible_runs(window: Rle, height: int, width: int, top: int, left: int) -> np.ndarray:
+    """int64 (2, N): the first pixel in the image of each run inside, and that after its last, cut at columns' feet."""
+    columns, tops, bottoms = _column_runs(window)
+    columns = columns + left
+    tops, bottoms = np.maximum(tops + top, 0), np.minimum(bottoms + top, height)
+    visible = (tops < bottoms) & (columns >= 0) & (columns < width)
+    return (columns * height + np.stack([tops, bottoms]))[:, visible]
 
 
 def _from_pycocotools(rle: Mapping[str, Any]) -> Rle:

@@ -1,5 +1,7 @@
 """Run-length masks against numpy on the decoded mask, and against pycocotools."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -99,3 +101,21 @@ def test_placing_a_window_is_indexing_the_image(mask, size, top, left):
 def test_placing_the_named_masks(name, top, left):
     mask = NAMED[name]
     assert rle.place(rle.encode(mask), (330, 900), top, left) == rle.encode(placed(mask, (330, 900), top, left))
+
+
+@given(masks, st.integers(0, 12), st.integers(0, 12), st.tuples(st.integers(1, 15), st.integers(1, 15)))
+def test_parts_are_cropped_and_stitched_to_the_whole(mask, y, x, size):
+    cuts = [(0, min(y, mask.shape[0]), mask.shape[0]), (0, min(x, mask.shape[1]), mask.shape[1])]
+    rows, columns = (list(itertools.pairwise(cut)) for cut in cuts)
+    windows = []
+    for (top, bottom), (left, right) in itertools.product(rows, columns):
+        if top < bottom and left < right:
+            part = rle.place(rle.encode(mask), (bottom - top, right - left), -top, -left)
+            assert part == rle.encode(mask[top:bottom, left:right])
+            windows.append((part, top, left))
+    assert rle.stitch(windows[::-1], mask.shape) == rle.encode(mask)
+    assert rle.stitch(windows, size) == rle.encode(placed(mask, size, 0, 0))
+
+
+def test_nothing_stitched_is_empty():
+    assert rle.stitch([], (3, 4)) == rle.encode(np.zeros((3, 4), bool))
