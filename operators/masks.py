@@ -135,7 +135,7 @@ def torch_rounding(small: bool) -> Rounding | None:
     return None
 
 
-def _compiled(function: Function) -> Function:
+def compiled(function: Function) -> Function:
     """Compiles on first use, outside of the GIL; kept on disk for the next process where a folder for it can be had."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -149,12 +149,12 @@ def _fused_multiply_add(_context: Any, a: Any, b: Any, c: Any) -> Any:
     return numba.float32(a, b, c), lambda _context, builder, _signature, values: builder.fma(*values)
 
 
-@_compiled
+@compiled
 def _multiply_add(a: np.float32, b: np.float32, c: np.float32, fused: bool) -> np.float32:
     return _fused_multiply_add(a, b, c) if fused else a * b + c
 
 
-@_compiled
+@compiled
 def _axis(nodes: int, size: int, start: int, stop: int, fused_source: bool) -> Axis:
     """For pixels start..stop of an axis of `size` pixels: the node before each, its weight, and that of the next one.
 
@@ -173,20 +173,20 @@ def _axis(nodes: int, size: int, start: int, stop: int, fused_source: bool) -> A
     return node, near, far
 
 
-@_compiled
+@compiled
 def _at(axis: Axis, pixel: int, nodes: int) -> tuple[int, int, np.float32, np.float32]:
     """The nodes before and after a pixel, and their weights."""
     node, near, far = axis
     return node[pixel], min(node[pixel] + 1, nodes - 1), near[pixel], far[pixel]
 
 
-@_compiled
+@compiled
 def _blend(a: np.float32, near: np.float32, b: np.float32, far: np.float32, fused: bool) -> np.float32:
     """One dimension of torch's general kernel."""
     return _multiply_add(near, a, far * b, fused)
 
 
-@_compiled
+@compiled
 def _blend_four(mask: np.ndarray, rows: Axis, y: int, columns: Axis, x: int, fused: bool) -> np.float32:
     """Both dimensions at once: torch's kernel for small outputs."""
     above, below, near_y, far_y = _at(rows, y, mask.shape[0])
@@ -196,7 +196,7 @@ def _blend_four(mask: np.ndarray, rows: Axis, y: int, columns: Axis, x: int, fus
     return _multiply_add(far_y * far_x, mask[below, right], value, fused)
 
 
-@_compiled
+@compiled
 def _profile(mask: np.ndarray, columns: Axis, x: int, fused: bool) -> np.ndarray:
     """The mask at a column of pixels and each of its own rows; the last row twice, as there is none after it."""
     nodes = len(mask)
@@ -208,7 +208,7 @@ def _profile(mask: np.ndarray, columns: Axis, x: int, fused: bool) -> np.ndarray
     return profile
 
 
-@_compiled
+@compiled
 def _resize(
     mask: np.ndarray, height: int, width: int, small: bool, fused_source: bool, fused_blend: bool
 ) -> np.ndarray:
@@ -227,7 +227,7 @@ def _resize(
     return resized
 
 
-@_compiled
+@compiled
 def _turn(edges: np.ndarray, found: int, row: int, inside: bool | np.bool_) -> int:
     """From `row` on, a column is inside (or outside). An odd number of edges found means that it has been inside."""
     if (found % 2 == 1) == inside:
@@ -238,7 +238,7 @@ def _turn(edges: np.ndarray, found: int, row: int, inside: bool | np.bool_) -> i
     return found + 1
 
 
-@_compiled
+@compiled
 def _column_of_small(
     edges: np.ndarray, mask: np.ndarray, rows: Axis, columns: Axis, x: int, threshold: np.float32, fused: bool
 ) -> int:
@@ -249,7 +249,7 @@ def _column_of_small(
     return _turn(edges, found, len(rows[0]), False)
 
 
-@_compiled
+@compiled
 def _column_of_large(
     edges: np.ndarray,
     profile: np.ndarray,
@@ -285,7 +285,7 @@ def _column_of_large(
     return _turn(edges, found, len(rows[0]), False)
 
 
-@_compiled
+@compiled
 def _crossing(
     a: np.float32, b: np.float32, rows: Axis, start: int, stop: int, guess: float, threshold: np.float32, fused: bool
 ) -> int:
@@ -299,7 +299,7 @@ def _crossing(
     return row
 
 
-@_compiled
+@compiled
 def _run_lengths(
     mask: np.ndarray,
     box: Box,
@@ -335,7 +335,7 @@ def _run_lengths(
     return _lengths_between(turns[:count], height * width)
 
 
-@_compiled
+@compiled
 def _lengths_between(turns: np.ndarray, pixels: int) -> np.ndarray:
     """The lengths of the runs between the pixels at which a mask turns; a last run of none is left out."""
     lengths = np.empty(len(turns) + 1, np.uint32)
