@@ -11,7 +11,8 @@ import pytest
 from jobs import CATEGORIES, FAILED, HEIGHT, WIDTH, annotation_row, write_images, write_job
 
 from prelabel.pipeline.dataset import LabelDataset
-from prelabel.pipeline.evaluate import METRICS, evaluate
+from prelabel.pipeline.evaluate import evaluate
+from prelabel.pipeline.evaluate.objects import METRICS
 from prelabel.schemas.errors import UserError
 
 Document = dict[str, Any]

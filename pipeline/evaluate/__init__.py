@@ -1,0 +1,35 @@
+"""How good the labels are, measured against a COCO ground truth."""
+
+from __future__ import annotations
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.evaluate.objects import measure_objects
+from prelabel.pipeline.evaluate.panoptic import measure_panoptic
+from prelabel.pipeline.evaluate.truth import read_truth
+from prelabel.schemas.errors import UserError
+
+
+def evaluate(dataset: LabelDataset, truth: str) -> dict[str, dict[str, float]]:
+    """Measures all that the job and the truth have in common.
+
+    Against COCO's instances or keypoints (Lin et al. 2014, as pycocotools has them): AP and AR of "boxes", of "masks"
+    and "keypoints" where both sides have them, and AR of "proposals", categories ignored. Against COCO's panoptic
+    document: "panoptic", the panoptic quality of Kirillov et al. 2019. All from 0 to 1; -1 where nothing counts.
+
+    Args:
+        dataset: the labels
+        truth: URL of the document; its images are matched by file name, its categories by name, or by id where it
+            has no name in common with the job
+
+    Raises:
+        UserError: the truth is no such document, none of its images was labeled, it can't be told which, those
+            have nothing that counts, or the job has no labels of that kind.
+    """
+    expected = read_truth(truth, dataset)
+    figures = measure_panoptic(dataset, expected) if expected.is_panoptic else measure_objects(dataset, expected)
+    if all(value == -1 for metrics in figures.values() for value in metrics.values()):
+        raise UserError(
+            f"there is nothing to measure: {truth} has no objects in the {len(expected.images)} images of it that were "
+            "labeled, or none that counts: check its annotations' image_id, category_id, area and iscrowd"
+        )
+    return figures

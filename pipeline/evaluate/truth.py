@@ -1,0 +1,139 @@
+"""A COCO ground truth: read, checked, and matched with a job's images and categories."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import orjson
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.storage import read_input
+from prelabel.schemas.categories import ALIASES, CategorySet
+from prelabel.schemas.errors import UserError
+
+Needed = dict[str, dict[str, type]]
+
+_IMAGES: dict[str, type] = {"id": int, "file_name": str, "height": int, "width": int}
+INSTANCES: Needed = {
+    "images": _IMAGES,
+    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list, "area": Real, "iscrowd": int},
+    "categories": {"id": int},
+}
+PANOPTIC: Needed = {
+    "images": _IMAGES,
+    "annotations": {"image_id": int, "file_name": str, "segments_info": list},
+    "categories": {"id": int, "isthing": int},
+}
+SEGMENT: dict[str, type] = {"id": int, "category_id": int, "iscrowd": int}
+
+logger = logging.getLogger("prelabel")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A ground truth beside a job.
+
+    Attributes:
+        url: as the user named it
+        document: COCO's instances, keypoints or panoptic document; every value that is used has the right type
+        is_panoptic: which of them
+        images: our image ids -> the truth's, of the images that both have
+        categories: our category ids -> the truth's, of the categories that both have
+    """
+
+    url: str
+    document: dict[str, Any]
+    is_panoptic: bool
+    images: dict[int, int]
+    categories: dict[int, int]
+
+
+def read_truth(url: str, dataset: LabelDataset) -> Truth:
+    """Reads a truth, and finds the job's images and categories in it.
+
+    Raises:
+        UserError: it is no COCO document, or can't be matched with the job.
+    """
+    try:
+        document = orjson.loads(read_input(url, "--truth"))
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"--truth {url} is not JSON: {error}") from error
+    is_panoptic = _is_panoptic(document)
+    name, needed = ("panoptic", PANOPTIC) if is_panoptic else ("instances", INSTANCES)
+    for part, types in needed.items():
+        items = document.get(part) if isinstance(document, dict) else None
+        if not isinstance(items, list) or not all(_fits(item, types) for item in items):
+            keys = ", ".join(sorted(types))
+            raise UserError(
+                f"--truth {url} is no COCO {name} document: {part} must be a list, each with {keys} as COCO has them"
+            )
+    images = _matching_images(dataset, document, url)
+    return Truth(url, document, is_panoptic, images, _matching_categories(dataset.categories, document, url))
+
+
+def _is_panoptic(document: Any) -> bool:
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    return isinstance(annotations, list) and any(
+        isinstance(one, dict) and "segments_info" in one for one in annotations
+    )
+
+
+def _fits(item: Any, types: dict[str, type]) -> bool:
+    """Whether an object has these keys with values of these types; a box has four numbers, a segment an id above 0."""
+    if not isinstance(item, dict) or not all(isinstance(item.get(key), kind) for key, kind in types.items()):
+        return False
+    if "segments_info" in types:
+        return all(_fits(segment, SEGMENT) and segment["id"] > 0 for segment in item["segments_info"])
+    return "bbox" not in types or (len(item["bbox"]) == 4 and all(isinstance(side, Real) for side in item["bbox"]))
+
+
+def _matching_images(dataset: LabelDataset, document: dict[str, Any], url: str) -> dict[int, int]:
+    """Our image ids -> the truth's: a file_name is our key, or the end of it."""
+    theirs = {image["file_name"]: image["id"] for image in document["images"]}
+    ids: dict[int, int] = {}
+    keys: dict[str, str] = {}
+    for batch in dataset.batches("images", ["image_id", "key"]):
+        for image_id, key in zip(batch["image_id"].to_pylist(), batch["key"].to_pylist(), strict=True):
+            name = next((end for end in _ends(key) if end in theirs), None)
+            if name is None:
+                continue
+            if name in keys:
+                raise UserError(f"{keys[name]!r} and {key!r} both match {name!r} of {url}: give longer file_names")
+            keys[name], ids[image_id] = key, theirs[name]
+    if not ids:
+        raise UserError(f"none of the images in {url} was labeled: file_name must be an image's key, or the end of it")
+    return ids
+
+
+def _ends(key: str) -> Iterator[str]:
+    """The key, and what is left of it without its first folders."""
+    yield key
+    while "/" in key:
+        key = key.partition("/")[2]
+        yield key
+
+
+def _matching_categories(ours: CategorySet, document: dict[str, Any], url: str) -> dict[int, int]:
+    """Our category ids -> the truth's: of the same name; where no name is in both, of the same id."""
+    names = {entry["id"]: _known_as(entry.get("name")) for entry in document["categories"]}
+    by_name = {name: category_id for category_id, name in names.items()}
+    ids = {
+        category.id: category.id if names.get(category.id) == name else by_name[name]
+        for category in ours
+        if (name := _known_as(category.name)) in by_name
+    }
+    if not ids:
+        logger.warning("%s has no category name in common with the job: categories are compared by id", url)
+        return {category_id: category_id for category_id in ours.ids if category_id in names}
+    if missing := [name for category_id, name in names.items() if category_id not in ids.values()]:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        logger.warning("the job can't find these categories of %s: %s", url, shown)
+    return ids
+
+
+def _known_as(name: object) -> str:
+    return ALIASES.get(name, name) if isinstance(name, str) else ""
