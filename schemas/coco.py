@@ -18,6 +18,7 @@ from prelabel.schemas.categories import CategorySet
 
 _ROWS = 16_384
 """As many rows become Python objects at a time, however large the batches are."""
+ToObjects = Callable[[pa.RecordBatch], list[dict[str, Any]]]
 
 
 class Counts(NamedTuple):
@@ -46,11 +47,37 @@ def write_instances(
         categories: that the annotations may have
         info: the document's "info"
     """
+    return _write_document(out, images, annotations, _instance_objects, categories, info)
+
+
+def write_keypoints(
+    out: BinaryIO,
+    images: Iterable[pa.RecordBatch],
+    annotations: Iterable[pa.RecordBatch],
+    categories: CategorySet,
+    info: dict[str, Any],
+) -> Counts:
+    """Write the like of COCO's person_keypoints: as `write_instances`, of the objects that have keypoints alone.
+
+    `keypoints` is x, y in pixels and visibility of each in turn; `num_keypoints` counts those that are not 0, the
+    ones that were placed. Their names and skeleton are the categories'.
+    """
+    return _write_document(out, images, annotations, _keypoint_objects, categories, info)
+
+
+def _write_document(
+    out: BinaryIO,
+    images: Iterable[pa.RecordBatch],
+    annotations: Iterable[pa.RecordBatch],
+    to_objects: ToObjects,
+    categories: CategorySet,
+    info: dict[str, Any],
+) -> Counts:
     out.write(b'{"info":' + orjson.dumps(info) + b',"licenses":[],"categories":' + categories.to_json().encode())
     out.write(b',"images":[')
     num_images = _write_objects(out, images, _image_objects)
     out.write(b'],"annotations":[')
-    num_annotations = _write_objects(out, annotations, _instance_objects)
+    num_annotations = _write_objects(out, annotations, to_objects)
     out.write(b"]}\n")
     return Counts(num_images, num_annotations)
 
@@ -58,11 +85,12 @@ def write_instances(
 def write_results(out: BinaryIO, annotations: Iterable[pa.RecordBatch]) -> int:
     """Write the list of detections that `COCO.loadRes` and evaluation servers take; returns their number.
 
-    `loadRes` takes the area of a result with a box from the box: to evaluate masks by their own size, drop "bbox".
+    `loadRes` takes the area of a result with a box from the box: to evaluate masks or
+    keypoints by their own size, drop "bbox".
 
     Args:
         out: where to; it is written from front to back
-        annotations: of the annotations table, columns image_id, category_id, bbox, score and segmentation
+        annotations: of the annotations table, columns image_id, category_id, bbox, score, segmentation and keypoints
     """
     out.write(b"[")
     count = _write_objects(out, annotations, _result_objects)
@@ -70,9 +98,7 @@ def write_results(out: BinaryIO, annotations: Iterable[pa.RecordBatch]) -> int:
     return count
 
 
-def _write_objects(
-    out: BinaryIO, batches: Iterable[pa.RecordBatch], to_objects: Callable[[pa.RecordBatch], list[dict[str, Any]]]
-) -> int:
+def _write_objects(out: BinaryIO, batches: Iterable[pa.RecordBatch], to_objects: ToObjects) -> int:
     count = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS):
@@ -113,6 +139,15 @@ def _instance_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     ]
 
 
+def _keypoint_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    posed = batch.filter(batch["keypoints"].is_valid())
+    return [
+        instance | {"num_keypoints": sum(visible > 0 for visible in points[2::3]), "keypoints": points}
+        for instance, points in zip(_instance_objects(posed), _keypoints(posed), strict=True)
+        if points
+    ]
+
+
 def _result_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     columns = (_values(batch[name]) for name in ("image_id", "category_id", "score"))
     objects = [
@@ -122,6 +157,9 @@ def _result_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     for result, mask in zip(objects, _masks(batch), strict=True):
         if mask is not None:
             result["segmentation"] = mask
+    for result, points in zip(objects, _keypoints(batch), strict=True):
+        if points is not None:
+            result["keypoints"] = points
     return objects
 
 
@@ -141,6 +179,18 @@ def _masks(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
         None if runs is None else {"size": (height, width), "counts": runs}
         for runs, height, width in zip(counts, heights, widths, strict=True)
     ]
+
+
+def _keypoints(batch: pa.RecordBatch) -> list[list[Any] | None]:
+    """x, y and visibility of each point in turn; visibility is a whole number, as COCO has it."""
+    column = batch["keypoints"].to_numpy(zero_copy_only=False)
+    return [None if points is None else _with_whole_visibility(points) for points in column]
+
+
+def _with_whole_visibility(points: np.ndarray) -> list[Any]:
+    values: list[Any] = list(points)
+    values[2::3] = points[2::3].astype(int).tolist()
+    return values
 
 
 def _values(column: pa.Array) -> Any:

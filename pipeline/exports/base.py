@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from prelabel.pipeline.dataset import LabelDataset
+from prelabel.schemas.tables import SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,13 @@ class Exporter(ABC):
         Raises:
             UserError: the labels can't be said in this format.
         """
+
+
+def document_info(dataset: LabelDataset) -> dict[str, Any]:
+    """The "info" of a COCO document."""
+    return {
+        "description": f"labels by {', '.join(model['name'] for model in dataset.record.models)}",
+        "date_created": dataset.record.created,
+        "version": SCHEMA_VERSION,
+        "fingerprint": dataset.record.fingerprint,
+    }

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from prelabel.pipeline.dataset import LabelDataset
-from prelabel.pipeline.exports.base import Exporter, ExportSummary
+from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
 from prelabel.pipeline.storage import writing
 from prelabel.schemas.coco import write_instances, write_results
-from prelabel.schemas.tables import SCHEMA_VERSION
 
 
 class CocoInstances(Exporter):
@@ -14,12 +13,7 @@ class CocoInstances(Exporter):
 
     def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
         """Writes the images that could be read, with all of their annotations."""
-        info = {
-            "description": f"labels by {', '.join(model['name'] for model in dataset.record.models)}",
-            "date_created": dataset.record.created,
-            "version": SCHEMA_VERSION,
-            "fingerprint": dataset.record.fingerprint,
-        }
+        info = document_info(dataset)
         with writing(to) as out:
             images, annotations = write_instances(
                 out, dataset.batches("images"), dataset.batches("annotations"), dataset.categories, info
@@ -28,7 +22,7 @@ class CocoInstances(Exporter):
 
 
 class CocoResults(Exporter):
-    """A list of results: image_id, category_id, bbox, score, and the segmentation where there are masks."""
+    """A list of results: image_id, category_id, bbox, score, segmentation and keypoints where there are any."""
 
     def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
         """Writes all annotations."""

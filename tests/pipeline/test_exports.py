@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import CATEGORIES, FAILED, ring, write_images, write_job
+from jobs import CATEGORIES, FAILED, files_of, ring, write_images, write_job
+from labels import POSED, keypoints_of, rows_of_everything, write_labels
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports import EXPORTS, exporter_of
@@ -20,6 +22,20 @@ from prelabel.schemas.errors import JobError, UserError
 def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelDataset:
     folder = tmp_path_factory.mktemp("job")
     return write_job(write_images(f"{folder}/images"), f"{folder}/labels", units=2)
+
+
+TASKS = ("detect_keypoints", "fuse_panoptic", "propose", "segment_instances")
+
+
+def write_everything(folder: Path, units: int) -> LabelDataset:
+    """A job that can be exported in every format."""
+    source = write_images(f"{folder}/images")
+    return write_labels(source, f"{folder}/labels", rows_of_everything, TASKS, POSED, units)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> LabelDataset:
+    return write_everything(tmp_path_factory.mktemp("job"), 2)
 
 
 def exported(name: str, labels: LabelDataset, folder: Path) -> Any:
@@ -34,44 +50,50 @@ def read_coco(folder: Path, capsys: pytest.CaptureFixture[str]) -> COCO:
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_export_of_the_same_labels_is_the_same_bytes(name: str, labels: LabelDataset, tmp_path: Path) -> None:
+def test_export_of_the_same_labels_is_the_same_bytes(name: str, everything: LabelDataset, tmp_path: Path) -> None:
     for to in ("a", "b"):
-        summary = exporter_of(name).write(labels, f"{tmp_path}/{to}")
-        assert summary.to == f"{tmp_path}/{to}"
-        assert summary.annotations == 5
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+        summary = exporter_of(name).write(everything, f"{tmp_path}/{to}/labels.json")
+        assert summary.to == f"{tmp_path}/{to}/labels.json"
+        assert summary.annotations > 0
+    assert files_of(f"{tmp_path}/a") == files_of(f"{tmp_path}/b")
 
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_export_of_nothing_is_a_whole_document(name: str, tmp_path: Path) -> None:
-    labels = write_job(write_images(f"{tmp_path}/images"), f"{tmp_path}/labels", units=0)
-    assert exporter_of(name).write(labels, f"{tmp_path}/out").annotations == 0
-    json.loads((tmp_path / "out").read_bytes())
+    labels = write_everything(tmp_path, 0)
+    assert exporter_of(name).write(labels, f"{tmp_path}/out/labels.json").annotations == 0
+    json.loads((tmp_path / "out" / "labels.json").read_bytes())
 
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_export_that_fails_leaves_the_old_file(name: str, tmp_path: Path) -> None:
-    labels = write_job(write_images(f"{tmp_path}/images"), f"{tmp_path}/labels")
-    exporter_of(name).write(labels, f"{tmp_path}/out/labels")
-    old = (tmp_path / "out" / "labels").read_bytes()
-    (tmp_path / "labels" / "annotations" / "part-00000001.parquet").unlink()
+    labels = write_everything(tmp_path, 3)
+    exporter_of(name).write(labels, f"{tmp_path}/out/labels.json")
+    old = files_of(f"{tmp_path}/out")
+    for table in ("annotations", "segments"):
+        (tmp_path / "labels" / table / "part-00000001.parquet").unlink()
     with pytest.raises(JobError, match="part-00000001"):
-        exporter_of(name).write(labels, f"{tmp_path}/out/labels")
-    assert [(file.name, file.read_bytes()) for file in (tmp_path / "out").iterdir()] == [("labels", old)]
+        exporter_of(name).write(labels, f"{tmp_path}/out/labels.json")
+    assert files_of(f"{tmp_path}/out") == old
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_place_that_takes_no_file_is_one_line(name: str, labels: LabelDataset, tmp_path: Path) -> None:
+def test_place_that_takes_no_file_is_one_line(name: str, everything: LabelDataset, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     for to in ("folder", "file/labels.json"):
         with pytest.raises(JobError, match=to):
-            exporter_of(name).write(labels, f"{tmp_path}/{to}")
+            exporter_of(name).write(everything, f"{tmp_path}/{to}")
 
 
 def test_unknown_format_names_the_others() -> None:
-    with pytest.raises(UserError, match="'kitti': choose from coco, coco-results"):
+    with pytest.raises(UserError, match="'kitti': choose from coco, "):
         exporter_of("kitti")
+
+
+def test_labels_without_keypoints_are_one_line(labels: LabelDataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no keypoints: label with --task detect_keypoints"):
+        exporter_of("coco-keypoints").write(labels, f"{tmp_path}/labels.json")
 
 
 def test_coco_document_holds_the_committed_images_that_could_be_read(labels: LabelDataset, tmp_path: Path) -> None:
@@ -115,3 +137,44 @@ def test_pycocotools_loads_the_results(
         rank = int(y) - 2
         assert x == 3 + 2 * rank
         np.testing.assert_array_equal(loaded.annToMask(annotation), ring(rank))
+
+
+def test_pycocotools_reads_the_keypoints(
+    everything: LabelDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = exported("coco-keypoints", everything, tmp_path)
+    assert document["categories"] == json.loads(POSED.to_json())
+    truth = read_coco(tmp_path, capsys)
+    for annotation_id, annotation in truth.anns.items():
+        rank = annotation_id % 65536
+        assert np.float32(annotation["keypoints"]).tolist() == np.float32(keypoints_of(rank)).tolist()
+        assert {type(visible) for visible in annotation["keypoints"][2::3]} == {int}
+        assert annotation["num_keypoints"] == 16
+        np.testing.assert_array_equal(truth.annToMask(annotation), ring(rank))
+
+
+def test_keypoints_measured_against_themselves_are_perfect(
+    everything: LabelDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = exported("coco-keypoints", everything, tmp_path)
+    truth = read_coco(tmp_path, capsys)
+    names = ("image_id", "category_id", "keypoints", "score")
+    found = truth.loadRes([{name: annotation[name] for name in names} for annotation in document["annotations"]])
+    evaluation = COCOeval(truth, found, "keypoints")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    assert evaluation.stats[[0, 5]] == pytest.approx(1)
+
+
+def test_objects_without_keypoints_are_left_out(tmp_path: Path) -> None:
+    def rows(image: dict[str, Any]) -> dict[str, Any]:
+        found = rows_of_everything(image)["annotations"]
+        return {"annotations": [row | {"keypoints": None} if k else row for k, row in enumerate(found)]}
+
+    source = write_images(f"{tmp_path}/images")
+    labels = write_labels(source, f"{tmp_path}/labels", rows, ["detect_keypoints"])
+    assert {one["id"] % 65536 for one in exported("coco-keypoints", labels, tmp_path)["annotations"]} == {0}
+    posed = ["keypoints" in one for one in exported("coco-results", labels, tmp_path)]
+    assert posed == [row["annotation_id"] % 65536 == 0 for row in labels.table("annotations").to_table().to_pylist()]
