@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from prelabel.operators.base import Model
 
 FAMILIES: dict[str, str] = {
+    "fast_rcnn": "prelabel.operators.models.fast_rcnn:FastRCNNFamily",
     "python": "prelabel.operators.models.python:PythonFamily",
+    "regions": "prelabel.operators.models.regions:RegionsFamily",
     "scenes": "prelabel.operators.models.scenes:ScenesFamily",
     "torchvision": "prelabel.operators.models.torchvision:TorchvisionFamily",
 }
 """Family -> "module:Class", imported on use."""
 
-EXTRAS: dict[str, str] = {}
+EXTRAS: dict[str, str] = {"cv2": "selective-search"}
 """Package that a family imports and that may be missing -> the extra of `pip install` that brings it."""
 
 
