@@ -235,7 +235,7 @@ def test_resume_refuses_another_job(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="configuration"):
         resume(str(output))
     record = json.loads(job)
-    record["model"]["digest"] = record["fingerprint"] = "other"
+    record["models"][0]["digest"] = record["fingerprint"] = "other"
     job_file.write_text(json.dumps(record))
     with pytest.raises(JobError, match=r"the model .* changed"):
         resume(str(output))

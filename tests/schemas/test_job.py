@@ -100,7 +100,7 @@ def test_whose_it_is_must_be_plain(options: dict[str, Any]) -> None:
 def test_job_needs_a_source_and_a_model() -> None:
     with pytest.raises(UserError, match="--sources"):
         Job.of(output="out", model="scenes:maskrcnn")
-    with pytest.raises(UserError, match="--model: .*name one"):
+    with pytest.raises(UserError, match=r"--model: .*name one"):
         Job.of("a", output="out")
 
 
