@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "fast_rcnn": "prelabel.operators.models.fast_rcnn:FastRCNNFamily",
     "python": "prelabel.operators.models.python:PythonFamily",
+    "rcnn": "prelabel.operators.models.rcnn:RCNNFamily",
     "regions": "prelabel.operators.models.regions:RegionsFamily",
     "scenes": "prelabel.operators.models.scenes:ScenesFamily",
     "torchvision": "prelabel.operators.models.torchvision:TorchvisionFamily",
