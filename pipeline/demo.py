@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import pyarrow.compute as pc
 
 from prelabel.pipeline.dataset import LabelDataset, open_dataset
 from prelabel.pipeline.evaluate import evaluate
 from prelabel.pipeline.exports import exporter_of
-from prelabel.pipeline.pictures import draw_labels
+from prelabel.pipeline.pictures import draw_labels, draw_segments
 from prelabel.pipeline.runner import Reporter, run
 from prelabel.pipeline.scenes import write_scenes
 from prelabel.pipeline.storage import reaching
@@ -22,6 +23,9 @@ from prelabel.schemas.job import Job
 MODEL = "scenes:maskrcnn"
 PICTURES = 12
 SHOWN_SCORE = 0.5
+STUFF_AREA = 256
+"""Least pixels of stuff in scenes so small; COCO's 4,096 are a sixteenth of one."""
+SHOWN_FIGURES = {"boxes": ("AP", "AP50"), "masks": ("AP", "AP50"), "panoptic": ("PQ", "SQ", "RQ")}
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,14 @@ class DemoResult:
 
     def lines(self) -> Iterator[str]:
         """What to print at the end."""
-        labels, truth = self.output / "labels", self.output / "scenes" / "instances.json"
+        labels, truth = self.output / "labels", self.output / "scenes" / "panoptic.json"
         yield self.summary
-        for kind, metrics in self.figures.items():
-            yield f"{kind} against the scenes' exact truth: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}"
+        for kind, shown in SHOWN_FIGURES.items():
+            figures = ", ".join(f"{name} {self.figures[kind][name]:.3f}" for name in shown)
+            yield f"{kind} against the scenes' exact truth: {figures}"
         yield f"  scenes    {self.output / 'scenes'}"
-        yield f"  tables    {labels}/images, {labels}/annotations (Parquet)"
-        yield f"  COCO      {self.output / 'labels.json'}"
+        yield f"  tables    {labels}/images, {labels}/annotations, {labels}/segments (Parquet)"
+        yield f"  COCO      {self.output / 'labels.json'}, {self.output / 'panoptic.json'} (and its PNGs in panoptic/)"
         yield f"  pictures  {self.output / 'pictures'} (labels drawn on {PICTURES} scenes at most)"
         program = "prelabel" if shutil.which("prelabel") else sys.argv[0]  # make's environment is not on the path
         yield "three commands to try next:"
@@ -59,27 +64,27 @@ def run_demo(output: str, images: int, seed: int, progress: Reporter) -> DemoRes
     with reaching(f"write to {folder}"):
         if folder.exists() and any(folder.iterdir()):
             raise JobError(f"{folder} is not empty: remove it, or choose another --output")
-        truth = write_scenes(folder / "scenes", images, seed)
+        scenes = write_scenes(folder / "scenes", images, seed)
     labels = str(folder / "labels")
-    summary = run(Job.of(str(folder / "scenes" / "images"), output=labels, model=MODEL), progress)
+    summary = run(Job.of(str(scenes / "images"), output=labels, model=MODEL, panoptic_stuff_area=STUFF_AREA), progress)
     dataset = open_dataset(labels)
     exporter_of("coco").write(dataset, str(folder / "labels.json"))
+    exporter_of("coco-panoptic").write(dataset, str(folder / "panoptic.json"))
     _draw(dataset, folder / "pictures")
-    text = f"{summary.labeled:,} scenes labeled with {summary.annotations:,} annotations in {summary.seconds:.0f} s"
-    return DemoResult(folder, text, evaluate(dataset, str(truth)))
+    found = f"{summary.annotations:,} annotations and {summary.segments:,} segments"
+    figures = evaluate(dataset, str(scenes / "instances.json")) | evaluate(dataset, str(scenes / "panoptic.json"))
+    return DemoResult(folder, f"{summary.labeled:,} scenes labeled with {found} in {summary.seconds:.0f} s", figures)
 
 
 def _draw(dataset: LabelDataset, folder: Path) -> None:
-    annotations = dataset.table("annotations")
+    """Two pictures of each of the first scenes: its annotations, and its panoptic segments."""
+    annotations, segments = dataset.table("annotations"), dataset.table("segments")
+    with reaching(f"write to {folder}"):
+        folder.mkdir(exist_ok=True)
     for image in dataset.table("images").head(PICTURES).to_pylist():
-        found = annotations.to_table(filter=_of_image(image["image_id"])).to_pylist()
-        picture = draw_labels(Path(image["uri"]).read_bytes(), found)
+        encoded, own = Path(image["uri"]).read_bytes(), pc.field("image_id") == image["image_id"]
+        found = annotations.to_table(filter=own & (pc.field("score") >= SHOWN_SCORE)).to_pylist()
+        panoptic = segments.to_table(filter=own & (pc.field("kind") == "panoptic")).to_pylist()
         with reaching(f"write to {folder}"):
-            folder.mkdir(exist_ok=True)
-            picture.save(folder / f"{Path(image['key']).stem}.png")
-
-
-def _of_image(image_id: int) -> Any:
-    import pyarrow.compute as pc
-
-    return (pc.field("image_id") == image_id) & (pc.field("score") >= SHOWN_SCORE)
+            draw_labels(encoded, found).save(folder / f"{Path(image['key']).stem}.png")
+            draw_segments(encoded, panoptic).save(folder / f"{Path(image['key']).stem}_panoptic.png")

@@ -72,14 +72,15 @@ def make_scene(seed: int, index: int) -> Scene:
 
 
 def write_scenes(folder: str | Path, count: int, seed: int) -> Path:
-    """Write scenes 0 to ``count`` - 1 as ``images/scene_00000.jpg``, ... and their truth as ``instances.json``.
+    """Write scenes 0 to ``count`` - 1 as ``images/scene_00000.jpg``, ... with their truth as COCO documents.
 
-    The truth is a COCO instances document of the thing categories: image ids from 1, compressed RLE, boxes in pixels
-    (x, y, width, height). Returns the path of ``instances.json``.
+    ``instances.json`` has the thing categories: image ids from 1, compressed RLE, boxes in pixels (x, y, width,
+    height). ``panoptic.json`` has all categories, its PNGs are in ``panoptic/``. Returns the folder.
     """
     folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    for name in ("images", "panoptic"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    images, annotations, panoptic = [], [], []
     for index in range(count):
         scene = make_scene(seed, index)
         name = f"scene_{index:05d}.jpg"
@@ -87,12 +88,33 @@ def write_scenes(folder: str | Path, count: int, seed: int) -> Path:
         height, width = scene.stuff.shape
         images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
         annotations += [_annotation(instance, index + 1) for instance in scene.instances]
+        segments, pixels = _panoptic(scene)
+        Image.fromarray(pixels).save(folder / "panoptic" / f"scene_{index:05d}.png")
+        panoptic.append({"image_id": index + 1, "file_name": f"scene_{index:05d}.png", "segments_info": segments})
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
-    truth = folder / "instances.json"
-    document = {"images": images, "annotations": annotations, "categories": THING_CATEGORIES}
-    truth.write_text(json.dumps(document), encoding="utf-8")
-    return truth
+    _write(folder / "instances.json", images, annotations, THING_CATEGORIES)
+    _write(folder / "panoptic.json", images, panoptic, CATEGORIES)
+    return folder
+
+
+def _write(path: Path, images: list[Any], annotations: list[Any], categories: list[Any]) -> None:
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _panoptic(scene: Scene) -> tuple[list[dict[str, Any]], npt.NDArray[np.uint8]]:
+    """The scene's segments, things first, and their ids as COCO paints them: R + 256 G + 256^2 B."""
+    masks = [(instance.category_id, instance.mask) for instance in scene.instances]
+    masks += [(int(category_id), scene.stuff == category_id) for category_id in np.unique(scene.stuff[scene.stuff > 0])]
+    pixels = np.zeros((*scene.stuff.shape, 3), np.uint8)  # fewer than 256 segments: red is enough
+    segments = []
+    for number, (category_id, mask) in enumerate(masks, start=1):
+        pixels[mask, 0] = number
+        box = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))).astype(int).tolist()
+        area = int(mask.sum())
+        segments.append({"id": number, "category_id": category_id, "area": area, "bbox": box, "iscrowd": 0})
+    return segments, pixels
 
 
 def _annotation(instance: Instance, image_id: int) -> dict[str, Any]:

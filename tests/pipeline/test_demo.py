@@ -33,13 +33,14 @@ def test_the_demo_labels_measures_and_draws(tmp_path: Path) -> None:
     document = COCO(str(tmp_path / "labels.json"))
     assert len(document.imgs) == SCENES
     assert len(document.anns) == dataset.table("annotations").count_rows()
-    pictures = sorted((tmp_path / "pictures").iterdir())
-    assert [picture.stem for picture in pictures] == [f"scene_{index:05d}" for index in range(PICTURES)]
-    for picture in pictures:
-        scene = Image.open(tmp_path / "scenes/images" / f"{picture.stem}.jpg")
-        assert Image.open(picture).size == (2 * scene.width, 2 * scene.height)
+    for index in range(PICTURES):
+        scene = Image.open(tmp_path / f"scenes/images/scene_{index:05d}.jpg")
+        for picture in (f"scene_{index:05d}.png", f"scene_{index:05d}_panoptic.png"):
+            assert Image.open(tmp_path / "pictures" / picture).size == (2 * scene.width, 2 * scene.height)
     assert result.figures["masks"]["AP"] >= 0.60
     assert result.figures["boxes"]["AP"] >= 0.60
+    assert result.figures["panoptic"]["PQ"] >= 0.60
+    assert {path.name for path in tmp_path.iterdir()} >= {"panoptic.json", "panoptic"}
     assert any(f"AP {result.figures['masks']['AP']:.3f}" in line for line in result.lines())
     with pytest.raises(JobError, match="is not empty"):
         run_demo(str(tmp_path), SCENES, seed=7, progress=id)
