@@ -1,0 +1,266 @@
+"""Panoptic quality against an evaluator written from the paper, pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jobs import FAILED, HEIGHT, WIDTH, write_images, write_job
+from labels import segment_row, write_labels
+from PIL import Image
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.evaluate import evaluate
+from prelabel.schemas.categories import COCO_PANOPTIC, Category, CategorySet
+from prelabel.schemas.errors import UserError
+
+CATEGORIES = CategorySet(
+    [Category(2, "ball"), Category(5, "leaf"), Category(7, "grass", isthing=False), Category(9, "sky", isthing=False)]
+)
+IMAGES = 30
+VOID = 0
+Map = np.ndarray
+Segments = dict[int, tuple[int, bool]]
+"""Segment id -> its category and whether it is a crowd."""
+
+
+def random_truth(rng: np.random.Generator) -> tuple[Map, Segments]:
+    """Rectangles over one another, some void, some crowds."""
+    ids = np.zeros((HEIGHT, WIDTH), int)
+    segments = {}
+    for segment_id in rng.choice(2**24 - 1, 7, replace=False).tolist():
+        top, left = rng.integers(0, (HEIGHT - 6, WIDTH - 6))
+        ids[top : top + rng.integers(6, 16), left : left + rng.integers(6, 20)] = segment_id + 1
+        segments[segment_id + 1] = (int(rng.choice(CATEGORIES.ids)), bool(rng.random() < 0.25))
+    top, left = rng.integers(0, (HEIGHT, WIDTH))
+    ids[top : top + 5, left : left + 9] = VOID
+    return ids, {one: segments[one] for one in np.unique(ids).tolist() if one != VOID}
+
+
+def random_labels(rng: np.random.Generator, ids: Map, segments: Segments) -> tuple[Map, Segments]:
+    """The truth, moved a little, with some categories wrong, and a segment of its own."""
+    ours = np.roll(ids, rng.integers(-2, 3, 2), (0, 1))
+    top, left = rng.integers(0, (HEIGHT - 4, WIDTH - 4))
+    ours[top : top + 4, left : left + 8] = 1
+    wrong = rng.random(len(segments) + 1) < 0.2
+    found = {one: category for one, (category, _) in segments.items()} | {1: 2}
+    random = {one: int(rng.choice(CATEGORIES.ids)) for one in found}
+    chosen = {one: (random[one] if bad else found[one], False) for one, bad in zip(found, wrong, strict=True)}
+    return ours, {one: chosen[one] for one in np.unique(ours).tolist() if one != VOID}
+
+
+def reference(pairs: list[tuple[Map, Segments, Map, Segments]]) -> dict[str, float]:
+    """Kirillov et al. 2019, sections 4.1 and 4.2, on dense masks."""
+    counts = {category: np.zeros(4) for category in CATEGORIES.ids}  # sum of IoU, TP, FP, FN
+    for truth, segments, ours, found in pairs:
+        void = truth == VOID
+        matched: set[int] = set()
+        for segment_id, (category, is_crowd) in segments.items():
+            if is_crowd:
+                continue
+            expected = truth == segment_id
+            ious = {
+                one: (expected & (ours == one)).sum() / ((expected | (ours == one)) & ~void).sum()
+                for one, (of, _) in found.items()
+                if of == category
+            }
+            best = max(ious, key=ious.__getitem__, default=None)
+            if best is not None and ious[best] > 0.5:
+                counts[category] += [ious[best], 1, 0, 0]
+                matched.add(best)
+            else:
+                counts[category] += [0, 0, 0, 1]
+        for one, (category, _) in found.items():
+            crowds = np.isin(truth, [key for key, (of, crowd) in segments.items() if crowd and of == category])
+            if one not in matched and (void | crowds)[ours == one].mean() <= 0.5:
+                counts[category] += [0, 0, 1, 0]
+    rows = {
+        category: np.array([iou / (tp + fp / 2 + fn / 2), iou / max(tp, 1), tp / (tp + fp / 2 + fn / 2)])
+        for category, (iou, tp, fp, fn) in counts.items()
+        if tp + fp + fn
+    }
+    pq, sq, rq = np.mean(list(rows.values()), axis=0)
+    things, stuff = (np.mean([rows[c][0] for c in rows if CATEGORIES[c].isthing is kind]) for kind in (True, False))
+    return {"PQ": pq, "SQ": sq, "RQ": rq, "PQ_things": things, "PQ_stuff": stuff}
+
+
+def write_truth(file: Path, folder: Path, truths: dict[str, tuple[Map, Segments]], more: int = 0) -> Path:
+    """A panoptic document and its PNGs; `more` is added to the category ids."""
+    folder.mkdir(parents=True)
+    document: dict[str, Any] = {"images": [], "annotations": []}
+    document["categories"] = [entry | {"id": entry["id"] + more} for entry in CATEGORIES.to_coco()]
+    for number, (key, (ids, segments)) in enumerate(truths.items(), start=1000):
+        colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=2).astype(np.uint8)
+        name = f"{Path(key).stem}.png"
+        Image.fromarray(colors).save(folder / name)
+        infos = [
+            {"id": one, "category_id": category + more, "iscrowd": int(crowd), "area": int((ids == one).sum())}
+            for one, (category, crowd) in segments.items()
+        ]
+        document["images"].append({"id": number, "file_name": key, "height": ids.shape[0], "width": ids.shape[1]})
+        document["annotations"].append({"image_id": number, "file_name": name, "segments_info": infos})
+    file.write_text(json.dumps(document))
+    return file
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[Map, Segments, Map, Segments]]:
+    rng = np.random.default_rng(3)
+    truths = [random_truth(rng) for _ in range(IMAGES)]
+    found = [random_labels(rng, *truth) for truth in truths]
+    found[FAILED] = (np.zeros((HEIGHT, WIDTH), int), {})
+    return [(*truth, *labels) for truth, labels in zip(truths, found, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory, pairs: list[Any]) -> LabelDataset:
+    def rows(image: dict[str, Any]) -> dict[str, Any]:
+        _, _, ours, found = pairs[image["image_id"]]
+        panoptic = [
+            segment_row(image["image_id"], number, CATEGORIES[category], ours == one)
+            for number, (one, (category, _)) in enumerate(found.items(), start=1)
+        ]
+        everywhere = np.ones((HEIGHT, WIDTH), bool)
+        return {"segments": [*panoptic, segment_row(image["image_id"], 99, CATEGORIES[2], everywhere, "semantic")]}
+
+    folder = tmp_path_factory.mktemp("job")
+    source = write_images(f"{folder}/images", IMAGES)
+    return write_labels(source, f"{folder}/labels", rows, ["fuse_panoptic"], CATEGORIES)
+
+
+@pytest.fixture
+def truths(labels: LabelDataset, pairs: list[Any]) -> dict[str, tuple[Map, Segments]]:
+    keys = labels.table("images").to_table()["key"].to_pylist()
+    return {key: (ids, segments) for key, (ids, segments, *_) in zip(keys, pairs, strict=True)}
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_agrees_with_the_paper(
+    more: int, labels: LabelDataset, truths: dict[str, Any], pairs: list[Any], tmp_path: Path
+) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths, more)
+    expected = reference(pairs)
+    assert 0.2 < expected["PQ"] < 0.8
+    assert evaluate(labels, str(truth)) == {"panoptic": pytest.approx(expected)}
+
+
+def test_pngs_may_lie_in_a_folder_named_panoptic(labels: LabelDataset, truths: dict[str, Any], tmp_path: Path) -> None:
+    named = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)
+    beside = write_truth(tmp_path / "other.json", tmp_path / "panoptic", truths)
+    assert evaluate(labels, str(named)) == evaluate(labels, str(beside))
+
+
+def test_images_without_an_annotation_do_not_count(
+    labels: LabelDataset, truths: dict[str, Any], pairs: list[Any], tmp_path: Path
+) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)
+    document = json.loads(truth.read_text())
+    del document["annotations"][10:]
+    truth.write_text(json.dumps(document))
+    assert evaluate(labels, str(truth))["panoptic"] == pytest.approx(reference(pairs[:10]))
+
+
+def test_real_truth_against_itself_is_perfect(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "coco_panoptic_sample"
+    document = json.loads((folder / "panoptic_examples.json").read_bytes())
+    annotations = {Path(one["file_name"]).stem: one for one in document["annotations"]}
+
+    def rows(image: dict[str, Any]) -> dict[str, Any]:
+        annotation = annotations[Path(image["key"]).stem]
+        colors = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
+        ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+        infos = enumerate(annotation["segments_info"], start=1)
+        return {
+            "segments": [
+                segment_row(image["image_id"], number, COCO_PANOPTIC[info["category_id"]], ids == info["id"])
+                for number, info in infos
+            ]
+        }
+
+    labels = write_labels(str(folder / "images"), f"{tmp_path}/labels", rows, ["fuse_panoptic"], COCO_PANOPTIC)
+    figures = evaluate(labels, str(folder / "panoptic_examples.json"))
+    assert figures == {"panoptic": {"PQ": 1, "SQ": 1, "RQ": 1, "PQ_things": 1, "PQ_stuff": 1}}
+
+
+def test_without_stuff_its_quality_is_unknown(labels: LabelDataset, truths: dict[str, Any], tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)
+    truth.write_text(truth.read_text().replace('"isthing": 0', '"isthing": 1'))
+    figures = evaluate(labels, str(truth))["panoptic"]
+    assert figures["PQ_stuff"] == -1
+    assert figures["PQ_things"] == figures["PQ"] > 0
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and has no pixels."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def resized(png: Path) -> None:
+    Image.open(png).resize((WIDTH, HEIGHT + 1)).save(png)
+
+
+def swapped(png: Path) -> None:
+    Image.fromarray(np.asarray(Image.open(png))[..., ::-1]).save(png)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, r"no image-1.png can be read in .*/truth or .*/panoptic: put it there"),
+        (resized, "image-1.png is not the image's PNG .*32 x 25 pixels, the image has 32 x 24"),
+        (swapped, r"image-1.png has none of its segments: a color is id = R \+ 256 G"),
+        (lambda png: png.write_bytes(png.read_bytes()[:60]), "image-1.png is not the image's PNG"),
+        (lambda png: png.write_bytes(b""), "image-1.png can be read|image-1.png is not the image's PNG"),
+        (lambda png: png.write_bytes(png_header(2**31 - 1, 2**31 - 1)), "image-1.png is not the image's PNG"),
+        (lambda png: png.write_bytes(png_header(WIDTH, HEIGHT)), "image-1.png is not the image's PNG"),
+    ],
+)
+def test_png_that_does_not_fit_is_one_line(
+    labels: LabelDataset, truths: dict[str, Any], tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)
+    damage(tmp_path / "truth" / "image-1.png")
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate(labels, str(truth))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"file_name": "/dev/zero"}, "file_name '/dev/zero' leads out"),
+        ({"file_name": "../truth.json"}, "leads out"),
+        ({"file_name": 7}, "no COCO panoptic document: annotations"),
+        ({"segments_info": {}}, "no COCO panoptic document: annotations"),
+        ({"segments_info": [{"id": 0, "category_id": 2, "iscrowd": 0}]}, "no COCO panoptic document: annotations"),
+        ({"segments_info": [{"id": 1, "category_id": 2}]}, "no COCO panoptic document: annotations"),
+    ],
+)
+def test_what_is_no_truth_is_one_line(
+    labels: LabelDataset, truths: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)
+    document = json.loads(truth.read_text())
+    document["annotations"][1] |= changes
+    truth.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate(labels, str(truth))
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_of_another_kind_are_one_line(labels: LabelDataset, truths: dict[str, Any], tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)
+    objects = write_job(write_images(f"{tmp_path}/images"), f"{tmp_path}/labels")
+    with pytest.raises(UserError, match="no panoptic segments: label with --task fuse_panoptic"):
+        evaluate(objects, str(truth))
+    document = json.loads(truth.read_text()) | {"annotations": []}
+    truth.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="no objects and no proposals: --truth must be a COCO panoptic document"):
+        evaluate(labels, str(truth))
