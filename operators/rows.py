@@ -56,7 +56,7 @@ def ranks_of(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
     together = np.concatenate([np.zeros(0, np.float32), *scores])
     ranks = np.empty(len(together), np.int64)
     ranks[np.argsort(-together, kind="stable")] = np.arange(len(together))
-    return np.split(ranks, np.cumsum([len(one) for one in scores])[:-1])
+    return np.split(ranks, np.cumsum([len(one) for one in scores], dtype=np.int64))[: len(scores)]
 
 
 def instances_of(answers: Sequence[Answer]) -> list[tuple[str, Instances]]:
@@ -112,18 +112,18 @@ def segment_rows(
     categories: CategorySet,
     *,
     kind: str,
-    model: str,
+    model: str | Sequence[str],
     first_id: int,
     annotation_ids: Sequence[int | None] | None = None,
 ) -> pa.Table:
-    """Rows of the segments table for one model's segments of an image.
+    """Rows of the segments table for an image's segments.
 
     Args:
         image: which they are of
-        segments: N of them
+        segments: N of them; a score of NaN is null
         categories: name them, and tell things from stuff
         kind: "panoptic" or "semantic"
-        model: its name
+        model: the name of theirs, or of each one's
         first_id: the segment_id of the first one; the others follow
         annotation_ids: of the annotation that each came from, None for those that came from none
     """
@@ -135,12 +135,14 @@ def segment_rows(
         "category_id": pa.array(segments.category_ids, pa.int32()),
         "category": names_of(segments.category_ids, categories),
         "isthing": pa.array([categories[one].isthing for one in segments.category_ids.tolist()], pa.bool_()),
-        "score": pa.nulls(count, pa.float32()) if segments.scores is None else pa.array(segments.scores, pa.float32()),
+        "score": pa.nulls(count, pa.float32())
+        if segments.scores is None
+        else pa.array(segments.scores, pa.float32(), from_pandas=True),
         "area": pa.array([mask.area for mask in segments.masks], pa.int64()),
         "bbox": bbox_column(*boxes.T),
         "segmentation": segmentation_column(segments.masks, image),
         "annotation_id": pa.array([None] * count if annotation_ids is None else annotation_ids, pa.int64()),
         "kind": constant(kind, count),
-        "model": constant(model, count),
+        "model": constant(model, count) if isinstance(model, str) else pa.array(model, pa.string()).cast(NAME),
     }
     return pa.Table.from_arrays([columns[name] for name in SEGMENTS.names], schema=SEGMENTS)

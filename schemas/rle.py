@@ -2,7 +2,7 @@
 
 A mask's pixels are read column by column. Its run lengths count pixels in turn outside and inside, beginning outside
 (so the first may be 0); COCO writes them as a string of 5-bit groups (cocoapi's `common/maskApi.c`). pycocotools does
-what it can; only cropping and shifting, which it would do on the full-size mask, is done here, on the runs.
+what it can; inverting, cropping and shifting, which it would do on the full-size mask, is done here, on the runs.
 """
 
 from __future__ import annotations
@@ -90,6 +90,12 @@ def bbox(rle: Rle) -> tuple[int, int, int, int]:
 def merge(rles: Sequence[Rle], intersect: bool = False) -> Rle:
     """The union, or the intersection, of one or more masks of one size."""
     return _from_pycocotools(coco_mask.merge([rle.to_coco() for rle in rles], intersect=intersect))
+
+
+def invert(rle: Rle) -> Rle:
+    """The mask of all other pixels."""
+    lengths = _run_lengths(rle.counts)
+    return from_run_lengths([lengths[1:] if lengths[0] == 0 else np.append(0, lengths)], rle.size)[0]
 
 
 def place(window: Rle, size: tuple[int, int], top: int, left: int) -> Rle:

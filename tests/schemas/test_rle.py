@@ -54,6 +54,13 @@ def test_a_mask_comes_back_and_reads_as_pycocotools_does(name):
 
 
 @given(masks)
+def test_inverted_is_all_other_pixels(mask):
+    other = rle.invert(rle.encode(mask))
+    assert other == rle.encode(~mask)
+    assert rle.invert(other) == rle.encode(mask)
+
+
+@given(masks)
 def test_area_and_box_are_those_of_the_pixels(mask):
     runs = rle.encode(mask)
     assert rle.area(runs) == mask.sum()
