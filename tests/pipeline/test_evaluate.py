@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from jobs import CATEGORIES, FAILED, HEIGHT, WIDTH, annotation_row, write_images, write_job
+from jobs import CATEGORIES, FAILED, HEIGHT, MODEL, WIDTH, annotation_row, write_images, write_job
+from labels import POSED, Row, box, keypoints_of, rows_of_everything, write_labels
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate import evaluate
-from prelabel.pipeline.evaluate.objects import METRICS
+from prelabel.pipeline.evaluate.objects import KEYPOINT_METRICS, METRICS
 from prelabel.schemas.errors import UserError
 
 Document = dict[str, Any]
@@ -186,3 +189,152 @@ def test_two_images_for_one_of_the_truth_are_refused(tmp_path: Path, truth: Docu
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     with pytest.raises(UserError, match=r"a/image-0.png.*b/image-0.png"):
         evaluate(labels, f"{tmp_path}/truth.json")
+
+
+@pytest.mark.parametrize("change", [{"id": 7}, {"id": 7, "name": "ballon"}])
+def test_categories_are_matched_by_name(
+    measure: Callable, truth: Document, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    truth["categories"][0] |= change  # the ball, which was 2
+    truth["annotations"] = [item | {"category_id": {2: 7, 5: 5}[item["category_id"]]} for item in truth["annotations"]]
+    with caplog.at_level(logging.WARNING, "prelabel"):
+        found = measure(truth)["boxes"]["AP"]
+    assert found == pytest.approx(0.5 if "name" in change else 1)
+    assert ("can't find these categories" in caplog.text and "ballon" in caplog.text) == ("name" in change)
+
+
+def test_categories_without_a_common_name_are_matched_by_id(
+    measure: Callable, truth: Document, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth["categories"] = [{"id": 2}, {"id": 5, "name": "feuille"}]
+    with caplog.at_level(logging.WARNING, "prelabel"):
+        assert measure(truth)["boxes"]["AP"] == pytest.approx(1)
+    assert "categories are compared by id" in caplog.text
+
+
+def average_recall(expected: list[np.ndarray], found: list[np.ndarray], most: int) -> float:
+    """COCO's, of boxes x y width height: each of the best `most` takes the free object that it overlaps most."""
+    taken = np.zeros(10)
+    for objects, boxes in zip(expected, found, strict=False):
+        for k, threshold in enumerate(np.linspace(0.5, 0.95, 10)):
+            overlaps = ious(boxes[:most], objects)
+            for row in overlaps:
+                if row.max() >= threshold:
+                    taken[k] += 1
+                    overlaps[:, row.argmax()] = 0
+    return float(taken.mean() / sum(map(len, expected)))
+
+
+def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M)."""
+    ends = np.minimum(a[:, None, :2] + a[:, None, 2:], b[:, :2] + b[:, 2:])
+    shared = np.maximum(ends - np.maximum(a[:, None, :2], b[:, :2]), 0).prod(axis=2)
+    return shared / (a[:, None, 2:].prod(axis=2) + b[:, 2:].prod(axis=1) - shared)
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.concatenate([rng.uniform(0, 150, (count, 2)), rng.uniform(20, 110, (count, 2))], axis=1)
+
+
+def test_proposals_are_measured_by_recall_alone(tmp_path: Path, truth: Document) -> None:
+    rng = np.random.default_rng(0)
+    found = [random_boxes(rng, 1100) for _ in range(7)]
+
+    def rows(image: Row) -> dict[str, list[Row]]:
+        common = {"image_id": image["image_id"], "model": MODEL}
+        return {
+            "proposals": [
+                common | {"proposal_id": 65_536 * image["image_id"] + rank, "score": 0.999**rank, "bbox": box(*one)}
+                for rank, one in enumerate(found[image["image_id"]])
+            ]
+        }
+
+    labels = write_labels(write_images(f"{tmp_path}/images"), f"{tmp_path}/labels", rows, ["propose"])
+    truth["images"] = truth["images"][:3]
+    expected = [random_boxes(rng, 10) for _ in truth["images"]]
+    truth["annotations"] = [
+        {"id": 10 * image_id + k, "image_id": 100 + image_id, "category_id": CATEGORIES.ids[k % 2], "iscrowd": 0}
+        | {"bbox": one.tolist(), "area": one[2] * one[3]}
+        for image_id, objects in enumerate(expected)
+        for k, one in enumerate(objects, start=1)
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    figures = evaluate(labels, f"{tmp_path}/truth.json")
+    assert figures.keys() == {"proposals"}
+    recalls = {f"AR{most}": average_recall(expected, found, most) for most in (100, 300, 1000)}
+    assert 0.1 < recalls["AR100"] < recalls["AR300"] < recalls["AR1000"] < 0.9
+    metrics = figures["proposals"]
+    assert {name: metrics[name] for name in recalls} == pytest.approx(recalls)
+    assert metrics.keys() - recalls == {"AR_small", "AR_medium", "AR_large"}
+
+
+@pytest.fixture
+def posed(tmp_path: Path) -> LabelDataset:
+    """Labels with keypoints and proposals."""
+    source = write_images(f"{tmp_path}/images")
+    return write_labels(source, f"{tmp_path}/posed", rows_of_everything, ["detect_keypoints", "propose"], POSED)
+
+
+def pose(truth: Document, shift: float) -> None:
+    """Gives the truth the labels' keypoints, moved to the right."""
+    ranks: dict[int, int] = {}
+    for annotation in truth["annotations"]:
+        rank = ranks[annotation["image_id"]] = ranks.get(annotation["image_id"], -1) + 1
+        points = np.array(keypoints_of(rank)).reshape(17, 3)
+        points[:16, 0] += shift
+        annotation |= {"keypoints": points.ravel().tolist(), "num_keypoints": 16}
+
+
+SIGMAS = [0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89]
+
+
+@pytest.mark.parametrize("shift", [0, 0.5, 1.5])
+def test_keypoints_are_measured_by_their_distance(
+    tmp_path: Path, posed: LabelDataset, truth: Document, shift: float
+) -> None:
+    pose(truth, shift)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    figures = evaluate(posed, f"{tmp_path}/truth.json")
+    assert set(figures) == {"boxes", "masks", "keypoints", "proposals"}
+    assert tuple(figures["keypoints"]) == KEYPOINT_METRICS
+    area = truth["annotations"][0]["area"]
+    similarity = np.mean([np.exp(-(shift**2) / (2 * area * (2 * sigma / 10) ** 2)) for sigma in SIGMAS])
+    recall = np.mean(similarity >= np.linspace(0.5, 0.95, 10))
+    assert figures["keypoints"]["AR"] == pytest.approx(recall)
+    assert (recall == 1) == (shift == 0)
+    assert recall > 0
+
+
+def test_objects_of_the_truth_without_keypoints_do_not_count(
+    tmp_path: Path, posed: LabelDataset, truth: Document
+) -> None:
+    pose(truth, 0)
+    del truth["annotations"][0]["keypoints"]
+    truth["annotations"][1] |= {"keypoints": [0] * 51, "num_keypoints": 0}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert evaluate(posed, f"{tmp_path}/truth.json")["keypoints"]["AP"] == pytest.approx(1)
+
+
+def test_other_keypoints_than_coco_s_are_not_measured(
+    tmp_path: Path, posed: LabelDataset, truth: Document, caplog: pytest.LogCaptureFixture
+) -> None:
+    pose(truth, 0)
+    for annotation in truth["annotations"]:
+        annotation["keypoints"] = annotation["keypoints"][:15]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    with caplog.at_level(logging.WARNING, "prelabel"):
+        assert "keypoints" not in evaluate(posed, f"{tmp_path}/truth.json")
+    assert "keypoints are not measured: COCO's measure is for 17 points" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", [{"keypoints": [1, 2]}, {"keypoints": ["a", 1, 2]}, {"num_keypoints": None}, {"keypoints": 7}]
+)
+def test_keypoints_that_are_none_are_one_line(
+    tmp_path: Path, posed: LabelDataset, truth: Document, change: dict[str, Any]
+) -> None:
+    pose(truth, 0)
+    truth["annotations"][1] |= change
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    with pytest.raises(UserError, match="annotation 2 has no valid keypoints"):
+        evaluate(posed, f"{tmp_path}/truth.json")
