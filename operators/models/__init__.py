@@ -22,10 +22,11 @@ FAMILIES: dict[str, str] = {
     "regions": "prelabel.operators.models.regions:RegionsFamily",
     "scenes": "prelabel.operators.models.scenes:ScenesFamily",
     "torchvision": "prelabel.operators.models.torchvision:TorchvisionFamily",
+    "transformers": "prelabel.operators.models.transformers:TransformersFamily",
 }
 """Family -> "module:Class", imported on use."""
 
-EXTRAS: dict[str, str] = {"cv2": "selective-search"}
+EXTRAS: dict[str, str] = {"cv2": "selective-search", "transformers": "transformers"}
 """Package that a family imports and that may be missing -> the extra of `pip install` that brings it."""
 
 
