@@ -1,7 +1,8 @@
-"""Any network with torchvision's detection interface as a model: boxes, and instance masks where it has them.
+"""Any network with torchvision's detection interface as a model: boxes, and the masks and keypoints that it has.
 
 The interface: a list of float32 (3, H, W) in 0..1 in, a list of dicts out, with boxes (N, 4), labels (N,), scores
-(N,) and, if there are masks, masks (N, 1, H, W), in pixels of the image.
+(N,) and, if there are masks, masks (N, 1, H, W), in pixels of the image. Keypoints and proposals are those of
+torchvision's own `GeneralizedRCNN`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
+from prelabel.operators.devices import torch_device
 from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.schemas.categories import CategorySet, label_map, numbered
 from prelabel.schemas.errors import ModelError
@@ -35,6 +38,10 @@ _NUM_CLASSES = (
     "head.classification_head.num_classes",  # RetinaNet, FCOS
     "head.classification_head.num_columns",  # SSD
 )
+_NUM_KEYPOINTS = ("roi_heads.keypoint_predictor.kps_score_lowres.out_channels",)
+_VISIBLE = 2  # COCO: labeled and visible
+_Proposed = tuple[Tensor, Tensor, tuple[int, int]]  # boxes and scores in the resized image, and its size
+_Replacement = tuple[nn.Module, str, Any]
 _PROBE = 64  # pixels
 _SQUARE = 256  # pixels, a multiple of any stride
 
@@ -42,8 +49,9 @@ _SQUARE = 256  # pixels, a multiple of any stride
 class DetectorModel(Model):
     """A network with torchvision's detection interface.
 
-    A torchvision `GeneralizedRCNN` never makes a full-size mask: its 28x28 probabilities become runs. Any other
-    network is tried on a small black image, which shows whether it speaks the interface and has masks.
+    A torchvision `GeneralizedRCNN` never makes a full-size mask: its 28x28 probabilities become runs; its region
+    proposal network's boxes are proposals. Any network that is not torchvision's is tried on a small black image, which
+    shows whether it speaks the interface and has masks.
     """
 
     def __init__(
@@ -71,14 +79,15 @@ class DetectorModel(Model):
             ModelError: the categories don't fit, there is no such device, or the network lacks the interface.
         """
         self.name, self.digest = name, digest
-        self.device = _device(device)
+        self.device = torch_device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.score_threshold = _set_threshold(network, score_threshold)
         self.categories, self._category_ids = _categories(name, categories, num_classes(network))
+        self._num_keypoints = _num_keypoints(name, network, self.categories)
         self._range = torch.tensor(255.0, device=self.device)
         self._small_masks = _keep_masks_small(network)
         _settle_scales(network, self.device)
-        self.tasks = frozenset({Task.DETECT} | ({Task.SEGMENT_INSTANCES} if self._has_masks() else set()))
+        self.tasks = frozenset(self._tasks())
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) of the padded input; a 0 in it where so thin an image shrinks to nothing.
@@ -90,23 +99,19 @@ class DetectorModel(Model):
     def predict(
         self, images: Sequence[Tensor], tasks: frozenset[Task], regions: Sequence[Proposals] | None = None
     ) -> list[Prediction]:
-        """Predictions in the images' order, see `Model.predict`; without SEGMENT_INSTANCES the mask head is left out.
+        """Predictions in the images' order, see `Model.predict`; what nobody asked for is not computed.
 
-        An image too thin for the network's resize, which torchvision refuses, has no objects.
+        An image too thin for the network's resize, which torchvision refuses, has no objects and no proposals.
         """
-        with_masks = Task.SEGMENT_INSTANCES in tasks
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         if any(0 in self.input_size(*size) for size in sizes):
-            return [Prediction(_no_instances(with_masks)) for _ in images]
-        with torch.inference_mode(), _only_heads(self.network, with_masks):
+            return [self._nothing(tasks) for _ in images]
+        proposed: list[_Proposed] = []
+        with torch.inference_mode(), _replaced(_unasked(self.network, tasks) + _kept(self.network, tasks, proposed)):
             outputs = self.network([self._to_input(image) for image in images])
-        names = ["boxes", "scores", "labels"] + ["masks"] * (with_masks and self._small_masks)
-        columns = [_to_cpu([output[name] for output in outputs]) for name in names]
-        for output, *arrays in zip(outputs, *columns, strict=True):
-            output.update(zip(names, arrays, strict=True))
-        return [
-            Prediction(self._instances(output, size, with_masks)) for output, size in zip(outputs, sizes, strict=True)
-        ]
+            proposals = self._proposals(proposed, sizes) if Task.PROPOSE in tasks else [None] * len(images)
+        instances = self._instances(outputs, sizes, tasks) if tasks - {Task.PROPOSE} else [None] * len(images)
+        return [Prediction(*both) for both in zip(instances, proposals, strict=True)]
 
     def _to_input(self, image: Tensor) -> Tensor:
         if self.device.type == "cuda":
@@ -114,7 +119,26 @@ class DetectorModel(Model):
         # by a tensor: a GPU multiplies with the reciprocal of a Python number, which rounds otherwise than `ToTensor`
         return image.to(self.device, non_blocking=True).float() / self._range
 
-    def _instances(self, output: dict[str, Any], size: tuple[int, int], with_masks: bool) -> Instances:
+    def _proposals(self, proposed: list[_Proposed], sizes: list[tuple[int, int]]) -> list[Proposals | None]:
+        """What the region proposal network kept, best first already, in pixels of the images."""
+        results = [{"boxes": boxes, "scores": scores} for boxes, scores, _ in proposed]
+        transform: Any = self.network.transform
+        results = transform.postprocess(results, [size for _, _, size in proposed], sizes)
+        columns = [_to_cpu([result[name] for result in results]) for name in ("boxes", "scores")]
+        return [Proposals(boxes, scores) for boxes, scores in zip(*columns, strict=True)]
+
+    def _instances(
+        self, outputs: list[dict[str, Any]], sizes: list[tuple[int, int]], tasks: frozenset[Task]
+    ) -> list[Instances | None]:
+        names = ["boxes", "scores", "labels"]
+        names += ["masks"] * (Task.SEGMENT_INSTANCES in tasks and self._small_masks)
+        names += ["keypoints"] * (Task.DETECT_KEYPOINTS in tasks)
+        columns = [_to_cpu([output[name] for output in outputs]) for name in names]
+        for output, *arrays in zip(outputs, *columns, strict=True):
+            output.update(zip(names, arrays, strict=True))
+        return [self._instances_of_one(output, size, tasks) for output, size in zip(outputs, sizes, strict=True)]
+
+    def _instances_of_one(self, output: dict[str, Any], size: tuple[int, int], tasks: frozenset[Task]) -> Instances:
         """One image's objects above the threshold, of a known category, best first."""
         labels, scores = output["labels"].astype(np.int64), output["scores"]
         known = (labels >= 0) & (labels < len(self._category_ids))
@@ -122,19 +146,47 @@ class DetectorModel(Model):
         order = np.argsort(-scores, kind="stable")
         order = order[(scores[order] > self.score_threshold) & (category_ids[order] >= 0)]
         if not len(order):
-            return _no_instances(with_masks)  # for which some networks return tensors of any shape and type
+            return self._no_instances(tasks)  # for which some networks return tensors of any shape and type
         boxes = output["boxes"][order]
         masks: list[MaskRuns] | None = None
-        if with_masks and self._small_masks:
+        if Task.SEGMENT_INSTANCES in tasks and self._small_masks:
             masks = paste_runs(output["masks"][order, 0], boxes, *size)
-        elif with_masks:
+        elif Task.SEGMENT_INSTANCES in tasks:
             masks = [_mask_runs(output["masks"][i].reshape(size)) for i in order.tolist()]
-        return Instances(boxes, scores[order], category_ids[order].astype(np.int32), masks)
+        keypoints: np.ndarray | None = None
+        if Task.DETECT_KEYPOINTS in tasks:
+            keypoints = output["keypoints"][order]
+            keypoints[:, :, 2] = _VISIBLE  # torchvision says 1, whatever it saw
+        return Instances(boxes, scores[order], category_ids[order].astype(np.int32), masks, keypoints)
 
-    def _has_masks(self) -> bool:
-        if isinstance(self.network, GeneralizedRCNN):
-            return bool(self.network.roi_heads.has_mask())
-        return not isinstance(self.network, RetinaNet | FCOS | SSD) and "masks" in self._probe()
+    def _no_instances(self, tasks: frozenset[Task]) -> Instances:
+        return Instances(
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int32),
+            [] if Task.SEGMENT_INSTANCES in tasks else None,
+            np.zeros((0, self._num_keypoints, 3), np.float32) if Task.DETECT_KEYPOINTS in tasks else None,
+        )
+
+    def _nothing(self, tasks: frozenset[Task]) -> Prediction:
+        return Prediction(
+            self._no_instances(tasks) if tasks - {Task.PROPOSE} else None,
+            Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)) if Task.PROPOSE in tasks else None,
+        )
+
+    def _tasks(self) -> set[Task]:
+        network = self.network
+        if isinstance(network, GeneralizedRCNN):
+            able = {
+                Task.PROPOSE: isinstance(network.rpn, RegionProposalNetwork),
+                Task.SEGMENT_INSTANCES: network.roi_heads.has_mask(),
+                Task.DETECT_KEYPOINTS: self._num_keypoints > 0,
+            }
+        elif isinstance(network, RetinaNet | FCOS | SSD):
+            able = {}
+        else:
+            able = {Task.SEGMENT_INSTANCES: "masks" in self._probe()}
+        return {Task.DETECT, *(task for task, can in able.items() if can)}
 
     def _probe(self) -> dict[str, Any]:
         """What the network says of a small black image. Raises ModelError unless it is a detector's answer."""
@@ -160,13 +212,30 @@ class DetectorModel(Model):
 
 def num_classes(network: nn.Module) -> int | None:
     """Width of the network's class scores, background included; None for a network that torchvision does not have."""
-    for place in _NUM_CLASSES:
-        width: Any = network
+    return _number_at(network, _NUM_CLASSES)
+
+
+def _number_at(network: nn.Module, places: Sequence[str]) -> int | None:
+    """The number that the first of these attributes of attributes holds."""
+    for place in places:
+        number: Any = network
         for name in place.split("."):
-            width = getattr(width, name, None)
-        if isinstance(width, int):
-            return width
+            number = getattr(number, name, None)
+        if isinstance(number, int):
+            return number
     return None
+
+
+def _num_keypoints(name: str, network: nn.Module, categories: CategorySet) -> int:
+    """How many of each object the network finds. Raises ModelError for categories with another number of them."""
+    count = _number_at(network, _NUM_KEYPOINTS) or 0
+    for category in categories:
+        if count and category.keypoints is not None and len(category.keypoints) != count:
+            raise ModelError(
+                f"{name} finds {count} keypoints, and category {category.name!r} has {len(category.keypoints)}: give "
+                "those that it was trained on, in that order"
+            )
+    return count
 
 
 def padded_size(transform: Any, height: int, width: int) -> tuple[int, int]:
@@ -185,13 +254,6 @@ def padded_size(transform: Any, height: int, width: int) -> tuple[int, int]:
         size = math.floor(height * scale), math.floor(width * scale)
     stride = transform.size_divisible
     return math.ceil(size[0] / stride) * stride, math.ceil(size[1] / stride) * stride
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name.startswith("cuda") and not available:
-        raise ModelError(f"device {name!r}: torch sees no GPU here: take --device cpu, or a torch built for CUDA")
-    return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
 
 
 def _set_threshold(network: nn.Module, asked: float | None) -> float:
@@ -255,19 +317,54 @@ def _settle_scales(network: nn.Module, device: torch.device) -> None:
                 pool(maps, [torch.zeros(1, 4, device=device)], [size])
 
 
+class _NoHeads(nn.Module):
+    """Takes the place of RoI heads that nobody needs."""
+
+    def forward(
+        self, features: Any, proposals: list[Tensor], *_: Any
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
+        """No objects in any image."""
+        return [{"boxes": boxes[:0]} for boxes in proposals], {}
+
+
+def _unasked(network: nn.Module, tasks: frozenset[Task]) -> list[_Replacement]:
+    """Without the heads that nobody asked for; boxes and scores come before masks and keypoints."""
+    if tasks == {Task.PROPOSE}:
+        return [(network, "roi_heads", _NoHeads())]
+    heads = getattr(network, "roi_heads", None)
+    if not isinstance(heads, RoIHeads):
+        return []
+    pools = {Task.SEGMENT_INSTANCES: "mask_roi_pool", Task.DETECT_KEYPOINTS: "keypoint_roi_pool"}
+    return [(heads, pool, None) for task, pool in pools.items() if task not in tasks]
+
+
+def _kept(network: Any, tasks: frozenset[Task], proposed: list[_Proposed]) -> list[_Replacement]:
+    """Makes the region proposal network keep its boxes' scores, which it drops otherwise."""
+    if Task.PROPOSE not in tasks:
+        return []
+    filter_proposals: Callable[..., tuple[list[Tensor], list[Tensor]]] = network.rpn.filter_proposals
+
+    def filter_and_keep(
+        proposals: Tensor, objectness: Tensor, sizes: list[tuple[int, int]], *rest: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        boxes, scores = filter_proposals(proposals, objectness, sizes, *rest)
+        proposed.extend(zip(boxes, scores, sizes, strict=True))
+        return boxes, scores
+
+    return [(network.rpn, "filter_proposals", filter_and_keep)]
+
+
 @contextmanager
-def _only_heads(network: nn.Module, with_masks: bool) -> Iterator[None]:
-    """Switches the heads off that nobody asked for; boxes and scores come before them."""
-    roi_heads = getattr(network, "roi_heads", None)
-    names = ["keypoint_roi_pool"] + ["mask_roi_pool"] * (not with_masks)
-    pools = {name: getattr(roi_heads, name) for name in names} if isinstance(roi_heads, RoIHeads) else {}
-    for name in pools:
-        setattr(roi_heads, name, None)
+def _replaced(replacements: Sequence[_Replacement]) -> Iterator[None]:
+    """Puts values in the place of attributes, for a while."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     try:
+        for one in replacements:
+            setattr(*one)
         yield
     finally:
-        for name, pool in pools.items():
-            setattr(roi_heads, name, pool)
+        for one in before:
+            setattr(*one)
 
 
 def _to_cpu(tensors: list[Tensor]) -> list[np.ndarray]:
@@ -280,9 +377,3 @@ def _to_cpu(tensors: list[Tensor]) -> list[np.ndarray]:
 def _mask_runs(probabilities: Tensor) -> MaskRuns:
     rle = encode((probabilities > 0.5).cpu().numpy())
     return MaskRuns(rle, area(rle), bbox(rle))
-
-
-def _no_instances(with_masks: bool) -> Instances:
-    return Instances(
-        np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), [] if with_masks else None
-    )
