@@ -89,7 +89,7 @@ def _overlaps(truth: Truth, annotation: dict[str, Any], masks: Sequence[Rle]) ->
     """Pixels by the truth's segment id and the number, from 1, of the mask that they lie in; VOID is none of either."""
     height, width = masks[0].size
     colors = _read_png(truth, annotation, (height, width))
-    ours = np.zeros((height, width), np.int32)
+    ours = np.zeros((height, width), np.int32, order="F")  # as masks are decoded
     for number, mask in enumerate(masks, start=1):
         ours[rle.decode(mask)] = number
     counts: Counter[tuple[int, int]] = Counter()
