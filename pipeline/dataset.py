@@ -11,7 +11,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.storage import Storage
 from prelabel.schemas.categories import Category, CategorySet
-from prelabel.schemas.errors import JobError
+from prelabel.schemas.errors import JobError, one_line
 from prelabel.schemas.job import JobRecord
 from prelabel.schemas.tables import TABLES, part_name
 
@@ -65,7 +65,7 @@ class LabelDataset:
             try:
                 yield from fragment.to_batches(columns=columns, use_threads=False, batch_readahead=1)
             except (OSError, pa.ArrowException) as error:
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 raise JobError(f"{fragment.path} can't be read ({reason}): put it back, or label anew") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prelabel.schemas.errors import UserError
+from prelabel.schemas.errors import UserError, one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,7 +52,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--config {path}: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected lines like `model: torchvision:...`")
     try:

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from prelabel.schemas.errors import JobError, PrelabelError, UserError
+from prelabel.schemas.errors import JobError, PrelabelError, UserError, one_line
 
 TEMPORARY = "_manifest/temporary"
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "prelabel")
@@ -267,7 +267,7 @@ def _unable(what: str, error: Exception) -> JobError:
 
 def _reason(error: Exception) -> str:
     """What an error says, in one line, with its name where that is a bare path or nothing at all."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if " " in text else f"{type(error).__name__} {text}".rstrip()
 
 

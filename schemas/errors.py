@@ -30,3 +30,8 @@ class ModelError(PrelabelError):
 
 class JobError(PrelabelError):
     """An output folder can't be used as asked."""
+
+
+def one_line(error: object) -> str:
+    """What somebody else's error says, to be part of a message here."""
+    return " ".join(str(error).split())

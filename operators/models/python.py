@@ -26,7 +26,7 @@ from prelabel.operators.base import Model
 from prelabel.operators.detector import DetectorModel
 from prelabel.operators.models import Family, ModelSpec, Offer
 from prelabel.operators.weights import load_weights, read_weights, state_digest
-from prelabel.schemas.errors import ModelError
+from prelabel.schemas.errors import ModelError, one_line
 
 _INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -97,7 +97,7 @@ def _quoted(what: str, error: BaseException) -> ModelError:
     frames = traceback.extract_tb(error.__traceback__)[1:]
     theirs = [frame for frame in frames if not frame.filename.startswith(("<", *_INSTALLED))]
     at = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return ModelError(f"{what}: {type(error).__name__}: {text:.300}{at}")
 
 

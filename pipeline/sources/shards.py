@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from prelabel.pipeline.sources.base import Shard
 from prelabel.pipeline.sources.names import escape, is_hidden, unescape
 from prelabel.pipeline.storage import is_local, open_url
-from prelabel.schemas.errors import PrelabelError, SourceError
+from prelabel.schemas.errors import PrelabelError, SourceError, one_line
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _GLOB = re.compile(r"[*?[]")
@@ -161,7 +161,7 @@ def check_rows(parquet: pq.ParquetFile, count: int) -> None:
 
 
 def _damaged(shard: Shard, error: Exception) -> SourceError:
-    reason = escape(" ".join(str(error).split()))
+    reason = escape(one_line(error))
     return SourceError(f"{shard.uri} is damaged or cut off ({reason}): replace it or take it out of the source")
 
 
