@@ -6,7 +6,7 @@ are the shortest that read back as the same float32, so 0.1 and not 0.1000000014
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -18,7 +18,6 @@ from prelabel.schemas.categories import CategorySet
 
 _ROWS = 16_384
 """As many rows become Python objects at a time, however large the batches are."""
-ToObjects = Callable[[pa.RecordBatch], list[dict[str, Any]]]
 
 
 class Counts(NamedTuple):
@@ -47,7 +46,7 @@ def write_instances(
         categories: that the annotations may have
         info: the document's "info"
     """
-    return _write_document(out, images, annotations, _instance_objects, categories, info)
+    return _write_document(out, images, _objects(annotations, _instance_objects), categories, info)
 
 
 def write_keypoints(
@@ -62,22 +61,40 @@ def write_keypoints(
     `keypoints` is x, y in pixels and visibility of each in turn; `num_keypoints` counts those that are not 0, the
     ones that were placed. Their names and skeleton are the categories'.
     """
-    return _write_document(out, images, annotations, _keypoint_objects, categories, info)
+    return _write_document(out, images, _objects(annotations, _keypoint_objects), categories, info)
+
+
+def write_panoptic(
+    out: BinaryIO,
+    images: Iterable[pa.RecordBatch],
+    annotations: Iterable[dict[str, Any]],
+    categories: CategorySet,
+    info: dict[str, Any],
+) -> Counts:
+    """Write the document of https://cocodataset.org/#format-data, section 4; whose PNGs are the caller's.
+
+    Args:
+        out: where to; it is written from front to back
+        images: as for `write_instances`
+        annotations: one of each image: image_id, file_name of its PNG, and segments_info; read after the images
+        categories: that the segments may have
+        info: the document's "info"
+    """
+    return _write_document(out, images, ([one] for one in annotations), categories, info)
 
 
 def _write_document(
     out: BinaryIO,
     images: Iterable[pa.RecordBatch],
-    annotations: Iterable[pa.RecordBatch],
-    to_objects: ToObjects,
+    annotations: Iterable[list[dict[str, Any]]],
     categories: CategorySet,
     info: dict[str, Any],
 ) -> Counts:
     out.write(b'{"info":' + orjson.dumps(info) + b',"licenses":[],"categories":' + categories.to_json().encode())
     out.write(b',"images":[')
-    num_images = _write_objects(out, images, _image_objects)
+    num_images = _write_list(out, _objects(images, _image_objects))
     out.write(b'],"annotations":[')
-    num_annotations = _write_objects(out, annotations, to_objects)
+    num_annotations = _write_list(out, annotations)
     out.write(b"]}\n")
     return Counts(num_images, num_annotations)
 
@@ -93,20 +110,27 @@ def write_results(out: BinaryIO, annotations: Iterable[pa.RecordBatch]) -> int:
         annotations: of the annotations table, columns image_id, category_id, bbox, score, segmentation and keypoints
     """
     out.write(b"[")
-    count = _write_objects(out, annotations, _result_objects)
+    count = _write_list(out, _objects(annotations, _result_objects))
     out.write(b"]\n")
     return count
 
 
-def _write_objects(out: BinaryIO, batches: Iterable[pa.RecordBatch], to_objects: ToObjects) -> int:
+def _write_list(out: BinaryIO, parts: Iterable[list[dict[str, Any]]]) -> int:
+    """Write the objects of all parts between brackets that are there already; returns their number."""
     count = 0
+    for objects in filter(None, parts):
+        out.write(b",\n" if count else b"\n")
+        out.write(memoryview(orjson.dumps(objects, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1])
+        count += len(objects)
+    return count
+
+
+def _objects(
+    batches: Iterable[pa.RecordBatch], to_objects: Callable[[pa.RecordBatch], list[dict[str, Any]]]
+) -> Iterator[list[dict[str, Any]]]:
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS):
-            if objects := to_objects(batch.slice(start, _ROWS)):
-                out.write(b",\n" if count else b"\n")
-                out.write(memoryview(orjson.dumps(objects, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1])
-                count += len(objects)
-    return count
+            yield to_objects(batch.slice(start, _ROWS))
 
 
 def _image_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from prelabel.schemas.errors import UserError
 EXPORTS: dict[str, str] = {
     "coco": "prelabel.pipeline.exports.coco:CocoInstances",
     "coco-keypoints": "prelabel.pipeline.exports.coco_keypoints:CocoKeypoints",
+    "coco-panoptic": "prelabel.pipeline.exports.coco_panoptic:CocoPanoptic",
     "coco-results": "prelabel.pipeline.exports.coco:CocoResults",
 }
 """Format name -> "module:Class", imported on use."""
