@@ -72,7 +72,7 @@ def test_export_that_fails_leaves_the_old_file(name: str, tmp_path: Path) -> Non
     old = files_of(f"{tmp_path}/out")
     for table in ("annotations", "segments"):
         (tmp_path / "labels" / table / "part-00000001.parquet").unlink()
-    with pytest.raises(JobError, match="part-00000001|there is something in"):
+    with pytest.raises(JobError, match=r"part-00000001|there is something in"):
         exporter_of(name).write(labels, f"{tmp_path}/out/labels.json")
     assert files_of(f"{tmp_path}/out") == old
 
