@@ -61,7 +61,7 @@ def same_network() -> Any:
 
 def test_a_factorys_network_is_run_as_it_is(factories: str) -> None:
     model = load_model(ModelSpec("python:my_factories:network", score_threshold=0.0, path=factories))
-    assert model.tasks == SEGMENT
+    assert model.tasks == SEGMENT | {Task.PROPOSE}
     network, image = same_network(), torch.randint(256, (3, 100, 120), dtype=torch.uint8)
     network.roi_heads.score_thresh = 0.0
     with torch.inference_mode():
