@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from prelabel.operators.base import Model
 
 FAMILIES: dict[str, str] = {
-    "fast_rcnn": "prelabel.operators.models.fast_rcnn:FastRCNNFamily",
-    "python": "prelabel.operators.models.python:PythonFamily",
-    "rcnn": "prelabel.operators.models.rcnn:RCNNFamily",
-    "regions": "prelabel.operators.models.regions:RegionsFamily",
-    "scenes": "prelabel.operators.models.scenes:ScenesFamily",
     "torchvision": "prelabel.operators.models.torchvision:TorchvisionFamily",
     "transformers": "prelabel.operators.models.transformers:TransformersFamily",
+    "scenes": "prelabel.operators.models.scenes:ScenesFamily",
+    "regions": "prelabel.operators.models.regions:RegionsFamily",
+    "rcnn": "prelabel.operators.models.rcnn:RCNNFamily",
+    "fast_rcnn": "prelabel.operators.models.fast_rcnn:FastRCNNFamily",
+    "python": "prelabel.operators.models.python:PythonFamily",
 }
-"""Family -> "module:Class", imported on use."""
+"""Family -> "module:Class", imported on use; in the order in which they are suggested."""
 
 EXTRAS: dict[str, str] = {"cv2": "selective-search", "transformers": "transformers"}
 """Package that a family imports and that may be missing -> the extra of `pip install` that brings it."""
@@ -112,7 +112,7 @@ def load_model(spec: ModelSpec) -> Model:
 
 def available() -> dict[str, list[Offer]]:
     """What each family offers."""
-    return {family: _family(f"{family}:").offers() for family in sorted(FAMILIES)}
+    return {family: _family(f"{family}:").offers() for family in FAMILIES}
 
 
 def who_can(task: str) -> list[str]:
