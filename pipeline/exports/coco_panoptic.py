@@ -92,10 +92,12 @@ def _rows(dataset: LabelDataset, table: str, columns: list[str]) -> Iterator[Row
 def _write_png(folder: str, image: Row, segments: list[Row]) -> Row:
     """Writes one image's PNG into the folder; returns its annotation."""
     name = f"{image['image_id']:012d}.png"
-    colors = np.zeros((image["height"], image["width"], 3), np.uint8)
+    colors = np.zeros((image["height"], image["width"], 3), np.uint8, order="F")  # as masks are: many times faster
     for segment in segments:
-        segment_id = segment["segment_id"]
-        colors[decode(Rle.from_coco(segment["segmentation"]))] = [segment_id >> shift & 255 for shift in (0, 8, 16)]
+        mask = decode(Rle.from_coco(segment["segmentation"]))
+        for channel, value in enumerate(segment["segment_id"].to_bytes(3, "little")):
+            if value:
+                colors[..., channel][mask] = value
     with writing(f"{folder}/{name}") as file:
         Image.fromarray(colors).save(file, "PNG")
     return {"image_id": image["image_id"], "file_name": name, "segments_info": [*map(_segment_info, segments)]}
