@@ -1,14 +1,17 @@
-"""The bundled demo network: a small Mask R-CNN for the generated scenes, as a bare torchvision module.
+"""The bundled demo network: a small Mask R-CNN for the generated scenes, and a semantic head on the same feature maps.
 
 Layout as in He et al., "Mask R-CNN" (2017), on a ResNet of basic blocks (He et al., 2015) with a feature pyramid (Lin
-et al., 2017), all narrow enough for a laptop's processor. ``tools/train_scenes.py`` made the weights beside this file.
+et al., 2017), all narrow enough for a laptop's processor; with the head it is a panoptic feature pyramid network
+(Kirillov et al., 2019). ``tools/train_scenes.py`` and ``tools/train_semantic.py`` made the weights beside this file.
 """
 
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -19,9 +22,12 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiSc
 SCENES_WEIGHTS = Path(__file__).with_name("scenes.safetensors")
 NUM_CLASSES = 6
 """Background and the five thing categories of the scenes; labels 1 to 5 are their category ids."""
+NUM_SEMANTIC_CLASSES = 10
+"""Void, the things and the four kinds of stuff; labels 1 to 9 are their category ids."""
 
 _WIDTHS = (32, 64, 128, 192)
 _PYRAMID = 64
+_SEMANTIC = 48
 _ANCHOR_SIZES = ((24,), (48,), (88,), (144,))
 
 
@@ -71,6 +77,25 @@ class ScenesBackbone(nn.Module):
             features = layer(features)
             maps[str(level)] = features
         return self.pyramid(maps)
+
+
+class SemanticHead(nn.Module):
+    """The pyramid's maps, brought to the finest one's size and summed: class scores (N, 10, H / 4, W / 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(Conv2dNormActivation(_PYRAMID, _SEMANTIC) for _ in _WIDTHS)
+        self.scores = nn.Sequential(
+            Conv2dNormActivation(_SEMANTIC, _SEMANTIC), nn.Conv2d(_SEMANTIC, NUM_SEMANTIC_CLASSES, kernel_size=1)
+        )
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        """Return the scores for a pyramid as the backbone makes it."""
+        size = maps["0"].shape[-2:]
+        levels = [level(maps[str(number)]) for number, level in enumerate(self.levels)]
+        total = torch.stack([interpolate(one, size, mode="bilinear", align_corners=False) for one in levels]).sum(0)
+        scores: Tensor = self.scores(total)
+        return scores
 
 
 def _first_block(before: int, after: int) -> BasicBlock:
