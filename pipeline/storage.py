@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -259,6 +260,32 @@ def local_copy(url: str) -> str:
             options = {"cache_storage": CACHE, "check_files": True}
             path = cast(str, fsspec.open_local(f"filecache::{url}", filecache=options))
     return path
+
+
+@contextmanager
+def writing_folder(url: str) -> Iterator[str]:
+    """Where to put the files of a new folder; on a disk, it appears when the block ends without an error.
+
+    Raises:
+        JobError: there is something in it already, or it can't be written.
+    """
+    folder = Storage(url)
+    with reaching(f"write {url}"):
+        if folder.names(""):
+            raise JobError(f"there is something in {url}, where files would go: remove it, or choose another --to")
+    if not folder.is_local:
+        yield url
+        return
+    path = os.path.realpath(folder.root)
+    temporary = f"{path}.{uuid.uuid4().hex}.partial"
+    try:
+        with reaching(f"write {url}"):
+            os.makedirs(temporary)
+        yield temporary
+        with reaching(f"write {url}"):
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _unable(what: str, error: Exception) -> JobError:

@@ -215,6 +215,8 @@ def unite(sets: Sequence[CategorySet]) -> tuple[CategorySet, list[dict[int, int]
                     known, free = free, free + 1
                 united[known] = replace(category, id=known)
                 by_name.setdefault(name, known)
+            if category.isthing:  # whoever calls it stuff has no instances of it
+                united[known] = replace(united[known], isthing=True)
             ids[category.id] = known
         renumbered.append(ids)
     return CategorySet(united.values()), renumbered

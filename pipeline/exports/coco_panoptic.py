@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -16,7 +13,7 @@ from PIL import Image
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
-from prelabel.pipeline.storage import Storage, reaching, writing
+from prelabel.pipeline.storage import writing, writing_folder
 from prelabel.schemas.coco import write_panoptic
 from prelabel.schemas.errors import JobError, UserError
 from prelabel.schemas.rle import Rle, decode
@@ -40,34 +37,12 @@ class CocoPanoptic(Exporter):
         folder, suffix = os.path.splitext(to)
         if suffix != ".json":
             raise JobError(f"can't write {to}: give a name that ends in .json; without that, it is the PNGs' folder")
-        with writing(to) as out, _filling(folder) as pngs:
+        with writing(to) as out, writing_folder(folder) as pngs:
             annotations = (_write_png(pngs, image, segments) for image, segments in _segments_by_image(dataset))
             counts = write_panoptic(
                 out, dataset.batches("images"), annotations, dataset.categories, document_info(dataset)
             )
         return ExportSummary(to, *counts)
-
-
-@contextmanager
-def _filling(url: str) -> Iterator[str]:
-    """Where to write the files of a folder; on a disk, they take their place when the block ends without an error."""
-    folder = Storage(url)
-    with reaching(f"write {url}"):
-        if folder.names(""):
-            raise JobError(f"there is something in {url}, where the PNGs would go: remove it, or choose another --to")
-    if not folder.is_local:
-        yield url
-        return
-    path = os.path.realpath(folder.root)
-    temporary = f"{path}.{uuid.uuid4().hex}.partial"
-    try:
-        with reaching(f"write {url}"):
-            os.makedirs(temporary)
-        yield temporary
-        with reaching(f"write {url}"):
-            os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _segments_by_image(dataset: LabelDataset) -> Iterator[tuple[Row, list[Row]]]:

@@ -170,7 +170,7 @@ def test_no_key_leads_out_of_the_folder(tmp_path: Path) -> None:
 def test_folder_that_holds_something_is_left_alone(labels: LabelDataset, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").touch()
-    with pytest.raises(JobError, match=f"there is something in {tmp_path}/photos, where the PNGs would go: remove it"):
+    with pytest.raises(JobError, match=f"there is something in {tmp_path}/photos, where files would go: remove it"):
         export(labels, tmp_path / "photos.json")
     assert set(tmp_path.rglob("*")) == {tmp_path / "photos", tmp_path / "photos" / "mine.jpg"}
 

@@ -5,6 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 
@@ -18,6 +20,7 @@ from prelabel.schemas.categories import (
     label_map,
     load_categories,
     numbered,
+    unite,
 )
 from prelabel.schemas.errors import ModelError, UserError
 
@@ -151,3 +154,40 @@ def test_label_map_of_coco_is_the_identity_but_for_the_holes():
 def test_categories_of_another_network_are_refused(categories, num_classes):
     with pytest.raises(ModelError, match=rf"{num_classes - 1} classes .* {len(categories)} categories"):
         label_map(categories, num_classes)
+
+
+# One set for several models
+
+
+def test_what_has_one_name_is_one_category() -> None:
+    coco = CategorySet([Category(1, "person"), Category(5, "airplane")])
+    voc = CategorySet([Category(1, "aeroplane"), Category(15, "person"), Category(5, "bottle")])
+    united, ids = unite([coco, voc])
+    assert [(one.id, one.name) for one in united] == [(1, "person"), (5, "airplane"), (16, "bottle")]
+    assert ids == [{1: 1, 5: 5}, {1: 5, 15: 1, 5: 16}]
+
+
+def test_two_categories_of_one_name_in_a_set_stay_two() -> None:
+    united, ids = unite(
+        [CategorySet([Category(0, "crane"), Category(1, "crane")]), CategorySet([Category(3, "crane")])]
+    )
+    assert ids == [{0: 0, 1: 1}, {3: 0}]
+    assert len(united) == 2
+
+
+def test_what_one_set_calls_a_thing_is_one() -> None:
+    stuff, thing = Category(1, "rock", isthing=False), Category(2, "rock")
+    for sets in ([stuff], [thing]), ([thing], [stuff]):
+        (rock,) = unite(list(map(CategorySet, sets)))[0]
+        assert rock.isthing
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdef")), unique_by=lambda pair: pair[0])))
+def test_united_sets_keep_every_category_apart_or_together_by_name(pairs: list[list[tuple[int, str]]]) -> None:
+    sets = [CategorySet(Category(number, name) for number, name in some) for some in pairs]
+    united, ids = unite(sets)
+    for some, renumbered in zip(sets, ids, strict=True):
+        assert len(set(renumbered.values())) == len(renumbered) == len(some)
+        assert all(united[renumbered[one.id]].name == one.name for one in some)
+    if sets:
+        assert ids[0] == {one.id: one.id for one in sets[0]}
