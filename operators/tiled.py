@@ -326,16 +326,22 @@ def _overlapping(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of boxes from different windows whose intersection over union is above the least."""
     pairs = [np.zeros((0, 2), np.int64)]
-    windows, starts = np.unique(of_window, return_index=True)
-    stops, tensor, bounds = np.append(starts[1:], len(boxes)), torch.from_numpy(boxes), bounds[starts]
-    for one in range(len(windows)):
-        later = bounds[one + 1 :]
-        near = (later[:, :2] < bounds[one, 2:]).all(1) & (later[:, 2:] > bounds[one, :2]).all(1)
-        for other in (one + 1 + np.flatnonzero(near)).tolist():
-            ious = box_iou(tensor[starts[one] : stops[one]], tensor[starts[other] : stops[other]])
-            pairs.append(torch.nonzero(ious > least_iou).numpy() + np.array([starts[one], starts[other]]))
+    _, starts = np.unique(of_window, return_index=True)
+    members = np.split(np.arange(len(boxes)), starts[1:])
+    seen, tensor = bounds[starts], torch.from_numpy(boxes)
+    for one in range(len(starts)):
+        for other in (one + 1 + np.flatnonzero(_meets(seen[one + 1 :], seen[one]))).tolist():
+            mine = members[one][_meets(boxes[members[one]], seen[other])]
+            theirs = members[other][_meets(boxes[members[other]], seen[one])]
+            i, j = torch.nonzero(box_iou(tensor[mine], tensor[theirs]) > least_iou).numpy().T
+            pairs.append(np.column_stack([mine[i], theirs[j]]))
     first, second = np.concatenate(pairs).T
     return first, second
+
+
+def _meets(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """bool (N,): which boxes share an area with another one."""
+    return ((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(1)
 
 
 def _suppress(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
