@@ -20,7 +20,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from prelabel.operators.base import Model, Prediction, Proposals, Task
 from prelabel.operators.detector import DetectorModel
-from prelabel.operators.models import Family, ModelSpec, Offer, load_model
+from prelabel.operators.models import Family, ModelSpec, Offer, load_model, who_can
 from prelabel.schemas.errors import ModelError
 
 _TASKS = {
@@ -41,11 +41,12 @@ class FastRCNNFamily(Family):
     def load(self, spec: ModelSpec) -> Model:
         """The detector, loaded by its own family."""
         name = spec.rest if ":" in spec.rest else f"torchvision:{spec.rest}"
+        unfit = ModelError(f"{spec.name}: {name} has no heads for regions: take a Faster, Mask or Keypoint R-CNN")
+        if name not in who_can(Task.PROPOSE) and any(name in who_can(task) for task in Task):
+            raise unfit  # before its weights are downloaded
         detector = load_model(replace(spec, name=name, options=replace(spec.options, tile=None)))
         if not isinstance(detector, DetectorModel) or not isinstance(detector.network, GeneralizedRCNN):
-            raise ModelError(
-                f"{spec.name}: {name} has no heads that take regions: take a Faster, Mask or Keypoint R-CNN"
-            )
+            raise unfit
         return FastRCNNModel(detector, spec.name)
 
 
@@ -55,7 +56,7 @@ class FastRCNNModel(Model):
     takes_regions = True
 
     def __init__(self, detector: DetectorModel, name: str) -> None:
-        """Takes the detector over, whose network must be a `GeneralizedRCNN`, and puts its proposals' place to use."""
+        """Takes the detector over, whose network must be a `GeneralizedRCNN`: it proposes no more by itself."""
         self.detector, self.name = detector, name
         self.tasks = detector.tasks - {Task.PROPOSE}
         self.categories, self.digest = detector.categories, detector.digest

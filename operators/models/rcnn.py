@@ -20,7 +20,7 @@ from torchvision.ops import batched_nms
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
 from prelabel.operators.classifier import ClassifierModel
-from prelabel.operators.models import Family, ModelSpec, Offer, load_model
+from prelabel.operators.models import Family, ModelSpec, Offer, load_model, who_can
 from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.errors import ModelError
 
@@ -46,9 +46,12 @@ class RCNNFamily(Family):
     def load(self, spec: ModelSpec) -> Model:
         """The classifier, loaded by its own family."""
         name = spec.rest if ":" in spec.rest else f"torchvision:{spec.rest}"
+        unfit = ModelError(f"{spec.name}: {name} can't classify regions: take a classifier, such as rcnn:resnet50")
+        if name not in who_can(Task.CLASSIFY) and any(name in who_can(task) for task in Task):
+            raise unfit  # before its weights are downloaded
         classifier = load_model(replace(spec, name=name, options=replace(spec.options, tile=None)))
         if not isinstance(classifier, ClassifierModel):
-            raise ModelError(f"{spec.name}: {name} can't classify regions: take a classifier, such as rcnn:resnet50")
+            raise unfit
         return RCNNModel(classifier, spec.name)
 
 

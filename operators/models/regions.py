@@ -51,13 +51,16 @@ class RegionsFamily(Family):
             raise unknown_model(spec.name)
         if spec.weights is not None:
             raise ModelError(f"{spec.name} has no weights: leave --weights out")
-        return RegionsModel(spec.name, SelectiveSearch() if spec.rest == "selective_search" else sliding_windows)
+        if spec.rest == "sliding_windows":
+            return RegionsModel(spec.name, sliding_windows)
+        _segmentation()
+        return RegionsModel(spec.name, selective_search)
 
 
 class RegionsModel(Model):
     """Proposes what a search finds in each image, the first best: scores fall from 1 in equal steps, and say no more.
 
-    The digest is of the names and versions of this code, for there are no weights.
+    There are no weights: the digest is of the name and a version of this code.
     """
 
     tasks = frozenset({Task.PROPOSE})
@@ -85,42 +88,36 @@ def _falling(count: int) -> np.ndarray:
     return np.linspace(1, 0, count, endpoint=False, dtype=np.float32)
 
 
-class SelectiveSearch:
+def selective_search(image: Tensor) -> np.ndarray:
     """Selective search in its fast mode: two color spaces, three initial segmentations, two measures of similarity.
 
     J.R.R. Uijlings et al., Selective Search for Object Recognition, IJCV 2013, as OpenCV has it. As R-CNN does, it
     looks at a small image: larger ones are shrunk to 640 x 480 pixels' area, and to 2000 pixels on the longer side.
 
-    Raises:
-        ModuleNotFoundError: there is no OpenCV
-        ModelError: there is one without opencv-contrib's modules
+    Args:
+        image: uint8 (3, H, W), upright RGB
+
+    Returns:
+        float32 (N, 4), x0 y0 x1 y1 in pixels of the image, no two the same, at most MOST, larger ones rather first
     """
+    import cv2
 
-    def __init__(self) -> None:
-        _segmentation()
-
-    def __call__(self, image: Tensor) -> np.ndarray:
-        """The boxes that it finds in an upright uint8 (3, H, W) RGB image, at most MOST.
-
-        Returns:
-            float32 (N, 4), x0 y0 x1 y1 in pixels of the image, no two the same, larger ones rather first
-        """
-        import cv2
-
-        height, width = image.shape[1:]
-        scale = min(1, math.sqrt(_SEARCHED_PIXELS / (height * width)), _SEARCHED_SIDE / max(height, width))
-        small = max(1, round(width * scale)), max(1, round(height * scale))
-        pixels = np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())
-        search = _segmentation().createSelectiveSearchSegmentation()
-        search.setBaseImage(cv2.resize(pixels, small, interpolation=cv2.INTER_AREA) if scale < 1 else pixels)
-        search.switchToSelectiveSearchFast()
-        boxes = np.asarray(search.process(), np.float64).reshape(-1, 4)  # x y width height, each once, in random order
-        boxes[:, 2:] += boxes[:, :2]
-        grown = np.tile([width / small[0], height / small[1]], 2)
-        return _shuffled(boxes * grown)[:MOST].astype(np.float32)
+    height, width = image.shape[1:]
+    scale = min(1, math.sqrt(_SEARCHED_PIXELS / (height * width)), _SEARCHED_SIDE / max(height, width))
+    small = max(1, round(width * scale)), max(1, round(height * scale))
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    pixels = pixels if scale == 1 else cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
+    search = _segmentation().createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(pixels[:, :, ::-1]))
+    search.switchToSelectiveSearchFast()
+    boxes = np.asarray(search.process(), np.float64).reshape(-1, 4)  # x y width height, each once, in random order
+    boxes[:, 2:] += boxes[:, :2]
+    grown = np.tile([width / small[0], height / small[1]], 2)
+    return _shuffled(boxes * grown)[:MOST].astype(np.float32)
 
 
 def _segmentation() -> Any:
+    """OpenCV's module. Raises ModuleNotFoundError without OpenCV, ModelError where that lacks opencv-contrib's part."""
     import cv2
 
     if not hasattr(cv2, "ximgproc"):

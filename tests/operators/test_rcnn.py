@@ -46,10 +46,10 @@ def tiny_classifier() -> nn.Module:
 
 
 class TinyFamily(Family):
-    """Small networks with random weights."""
+    """Small networks with random weights, of which nobody knows beforehand what they can do."""
 
     def offers(self) -> list[Offer]:
-        return [Offer("classifier", ("classify",), ""), Offer("retinanet", ("detect",), "")]
+        return [Offer("NAME", (), "")]
 
     def load(self, spec: ModelSpec) -> Model:
         if spec.rest == "classifier":
@@ -62,7 +62,7 @@ class TinyFamily(Family):
 
 @pytest.fixture(autouse=True)
 def _tiny_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(FAMILIES, "tiny", f"{__name__}:TinyFamily")
+    monkeypatch.setitem(FAMILIES, "unlisted", f"{__name__}:TinyFamily")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of which such networks need no more
     yield
@@ -124,7 +124,7 @@ def plain_rcnn(image: Tensor, regions: Proposals, threshold: float) -> list[tupl
 
 
 def test_rcnn_is_a_loop_over_crops() -> None:
-    model = load_model(ModelSpec("rcnn:tiny:classifier", score_threshold=0.2))
+    model = load_model(ModelSpec("rcnn:unlisted:classifier", score_threshold=0.2))
     assert (model.tasks, model.takes_regions, model.digest) == (DETECT, True, "c1a551f1e2")
     assert model.categories.names == ("cat", "dog", "kite")
     images, regions = [random_image(*size) for size in SIZES], [random_regions(*size) for size in SIZES]
@@ -146,11 +146,13 @@ def test_overlap_is_exact_far_out_in_a_panorama() -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 900))
     network[-1].bias.data[-1] = 20
     categories = CategorySet(Category(k, f"class {k}") for k in range(900))
-    classifier = ClassifierModel(network, name="tiny:many", categories=categories, preset=PRESET)
+    classifier = ClassifierModel(network, name="unlisted:many", categories=categories, preset=PRESET)
     image = random_image(200, 20_000)
     for apart, count in ((1.05, 1), (1.1, 2)):  # IoU 0.31 and 0.29
         boxes = np.array([[19_900, 0, 19_902, 2], [19_900 + apart, 0, 19_902 + apart, 2]], np.float32)
-        (found,) = detect(RCNNModel(classifier, "rcnn:tiny:many"), [image], [Proposals(boxes, np.ones(2, np.float32))])
+        (found,) = detect(
+            RCNNModel(classifier, "rcnn:unlisted:many"), [image], [Proposals(boxes, np.ones(2, np.float32))]
+        )
         assert found.category_ids.tolist() == [899] * count
 
 
@@ -227,11 +229,13 @@ def test_fast_rcnn_on_any_image(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rcnn:scenes:maskrcnn", "rcnn:scenes:maskrcnn: scenes:maskrcnn can't classify regions: take a classifier"),
-        ("rcnn:resnet5", "there is no model 'torchvision:resnet5'"),
-        ("fast_rcnn:tiny:retinanet", "tiny:retinanet has no heads that take regions: take a Faster, Mask or Keypoint"),
-        ("fast_rcnn:tiny:classifier", "tiny:classifier has no heads that take regions"),
+        ("rcnn:fcn_resnet50", "rcnn:fcn_resnet50: torchvision:fcn_resnet50 can't classify regions: take a classifier"),
+        ("rcnn:resnet51", "did you mean torchvision:resnet50"),
+        ("rcnn:unlisted:retinanet", "unlisted:retinanet can't classify regions"),
+        ("fast_rcnn:retinanet_resnet50_fpn", "retinanet_resnet50_fpn has no heads for regions: take a Faster, Mask or"),
         ("fast_rcnn:fasterrcnn_resnet50", "did you mean torchvision:fasterrcnn_resnet50_fpn"),
+        ("fast_rcnn:unlisted:classifier", "unlisted:classifier has no heads for regions"),
+        ("fast_rcnn:unlisted:retinanet", "unlisted:retinanet has no heads for regions"),
     ],
 )
 def test_a_model_that_does_not_fit_takes_one_line(name: str, message: str) -> None:
@@ -250,7 +254,7 @@ def unit_of(images: Sequence[Tensor]) -> pa.Table:
 
 
 def test_regions_flow_from_model_to_model(scenes: list[Tensor]) -> None:
-    names = ["regions:sliding_windows", "rcnn:tiny:classifier", "fast_rcnn:scenes:maskrcnn"]
+    names = ["regions:sliding_windows", "rcnn:unlisted:classifier", "fast_rcnn:scenes:maskrcnn"]
     models = [load_model(ModelSpec(name)) for name in names]
     categories, category_ids = unite([model.categories for model in models])
     assignment = assign(models, keep_proposals=True)
