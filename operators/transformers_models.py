@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Segments, Task
@@ -34,7 +34,7 @@ from prelabel.schemas.categories import CategorySet
 LEAST_SCORE = 0.05
 """The score threshold where nobody gave one."""
 CONTEST_SCORE = 0.5
-"""The same where instances compete for pixels, and for panoptic segments: the library's. Below it they lose anyway."""
+"""The same where masks compete for pixels, the library's: those below it would win little, and spoil others' edges."""
 MAX_EDGE = 4096
 """Pixels, of the network's input: where a processor bounds the shorter edge alone, this bounds the longer one."""
 _STRIDE = 32
@@ -121,11 +121,12 @@ class TransformersModel(Model):
         """What the processor makes of such an image: it is asked with one that has a shape and no pixels."""
         image = torch.empty(3, height, width, dtype=torch.uint8, device="meta")
         longest = getattr(self.processor.size, "longest_edge", None)
+        endless = self.processor.do_resize and not longest
         try:
             size = _shape(self._process(image))
         except (ValueError, RuntimeError):  # of a side of 0
             size = None
-        if size and (longest or max(size) <= MAX_EDGE or max(size) <= max(height, width)):
+        if size and (not endless or max(size) <= MAX_EDGE):
             return Input(size, {})
         scale = (longest or MAX_EDGE) / max(height, width)
         sides = (max(int(side * scale) // _STRIDE, 1) * _STRIDE for side in (height, width))

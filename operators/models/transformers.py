@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from prelabel.operators.devices import torch_device
 from prelabel.operators.label_names import categories_of
 from prelabel.operators.models import Family, ModelSpec, Offer, unknown_model
 from prelabel.operators.transformers_models import (
@@ -54,6 +57,9 @@ CONFIGURATION = ("*config.json", "tokenizer.json", "vocab.json", "merges.txt", "
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 """Of the weights files, whole or in shards with their index, the better kind first."""
 
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError)
+"""What the library raises for weights that are absent, damaged or pickled."""
+
 
 class TransformersFamily(Family):
     """`transformers:DIRECTORY` or `transformers:ID`; the weights, if any, are a file for that configuration."""
@@ -72,12 +78,11 @@ class TransformersFamily(Family):
             kind, network_class = _class(spec.name, config)
             network = _network(network_class, config, folder, spec)
             processor = _processor(folder)
-            categories, category_ids = categories_of(
-                config.id2label, spec.categories, partial(_things, folder, processor)
-            )
+            things = partial(_things, folder, processor)
+            categories, category_ids = categories_of(config.id2label, spec.categories, things)
             loaded = Loaded(
                 name=spec.name,
-                network=network.to(_device(spec.device)),
+                network=network.to(torch_device(spec.device)),
                 processor=processor,
                 categories=categories,
                 category_ids=category_ids,
@@ -129,7 +134,7 @@ def _folder(spec: ModelSpec) -> Path:
     except (OSError, ValueError) as error:  # no such id, no access, no network
         raise ModelError(
             f"{spec.name}: there is no directory {spec.rest}, and the hub does not give it ({_line(error)}): on a "
-            "machine that can, run `hf download ID --local-dir DIRECTORY`, then take --model transformers:DIRECTORY"
+            f"machine that can, run `hf download {spec.rest} --local-dir DIRECTORY`, and take transformers:DIRECTORY"
         ) from None
     return fetched
 
@@ -141,12 +146,11 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _digest(folder: Path, weights: str | None) -> str:
-    """SHA-256 of the weights and of what configures network, processor and tokenizer."""
-    digest = hashlib.sha256()
+    """SHA-256 of what configures network, processor and tokenizer, and of the weights, by whatever name."""
     configuration = sorted({file for pattern in CONFIGURATION for file in folder.glob(pattern)})
-    for file in [*configuration, *([Path(weights)] if weights else _weights(folder))]:
-        digest.update(f"{file.name} {file_digest(str(file))}\n".encode())
-    return digest.hexdigest()
+    parts = [f"{file.name} {file_digest(str(file))}" for file in configuration]
+    parts += [file_digest(str(file)) for file in ([weights] if weights else _weights(folder))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _line(error: Exception) -> str:
@@ -180,7 +184,8 @@ def _class(name: str, config: Any) -> tuple[type[TransformersModel], Any]:
 
 def _network(network_class: Any, config: Any, folder: Path, spec: ModelSpec) -> nn.Module:
     """The network with all its weights, in float32."""
-    source: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "config": config}
+    source: dict[str, Any] = {"dtype": torch.float32, "config": config, "output_loading_info": True}
+    source["ignore_mismatched_sizes"] = True  # they are in the report, and the exception for them says nothing
     place = spec.weights or str(folder)
     if spec.weights is None:
         source |= {"local_files_only": True, "weights_only": True, "trust_remote_code": False}
@@ -188,22 +193,17 @@ def _network(network_class: Any, config: Any, folder: Path, spec: ModelSpec) -> 
         source["state_dict"] = read_weights(spec.weights)
     try:
         network, report = network_class.from_pretrained(None if spec.weights else folder, **source)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:  # absent, damaged, of other shapes; no timm
+    except ImportError as error:  # timm, where the backbone is one of its
+        raise ModelError(f"{spec.name} needs another package: {_line(error)}") from None
+    except UNREADABLE as error:
         raise ModelError(f"weights {place} can't be loaded ({_line(error)}): check --model and --weights") from None
-    missing = [*report["missing_keys"], *report["mismatched_keys"]]
-    if missing:
+    wrong = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if wrong:
         raise ModelError(
-            f"weights {place} are another network's: {len(missing)} tensors of {network_class.__name__} are missing, "
-            f"such as {sorted(map(str, missing))[0]}: check --model and --weights"
+            f"weights {place} are another network's: {len(wrong)} tensors of {network_class.__name__} are not there or "
+            f"of another shape, such as {wrong[0]}: check --model and --weights"
         )
     return network
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name.startswith("cuda") and not available:
-        raise ModelError(f"device {name!r}: torch sees no GPU here: take --device cpu, or a torch built for CUDA")
-    return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
 
 
 # ---- what comes with the network
