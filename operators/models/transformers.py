@@ -131,7 +131,9 @@ def _folder(spec: ModelSpec) -> Path:
         fetched = Path(snapshot_download(spec.rest, allow_patterns=[*CONFIGURATION, WEIGHTS[0]]))
         if spec.weights is None and not _weights(fetched):
             fetched = Path(snapshot_download(spec.rest, allow_patterns=[*CONFIGURATION, WEIGHTS[1]]))
-    except (OSError, ValueError) as error:  # no such id, no access, no network
+    except ValueError:
+        raise ModelError(f"{spec.name}: there is no such directory, and no id of the hub looks so: check it") from None
+    except OSError as error:  # no such id, no access, no network
         raise ModelError(
             f"{spec.name}: there is no directory {spec.rest}, and the hub does not give it ({_line(error)}): on a "
             f"machine that can, run `hf download {spec.rest} --local-dir DIRECTORY`, and take transformers:DIRECTORY"
@@ -155,7 +157,7 @@ def _digest(folder: Path, weights: str | None) -> str:
 
 def _line(error: Exception) -> str:
     """The error's text in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
 
 
 # ---- network

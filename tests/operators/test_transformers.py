@@ -585,6 +585,8 @@ def test_what_can_not_be_loaded(saved: Callable[[str], Path], tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="hf download nobody/has-this --local-dir DIRECTORY"):
         load_model(ModelSpec("transformers:nobody/has-this"))
+    with pytest.raises(ModelError, match="there is no such directory"):
+        load_model(ModelSpec("transformers:./not/here"))
 
 
 def test_weights_of_another_network(saved: Callable[[str], Path], tmp_path: Path) -> None:
