@@ -330,18 +330,18 @@ def _overlapping(
     members = np.split(np.arange(len(boxes)), starts[1:])
     seen, tensor = bounds[starts], torch.from_numpy(boxes)
     for one in range(len(starts)):
-        for other in (one + 1 + np.flatnonzero(_meets(seen[one + 1 :], seen[one]))).tolist():
-            mine = members[one][_meets(boxes[members[one]], seen[other])]
-            theirs = members[other][_meets(boxes[members[other]], seen[one])]
+        for other in one + 1 + _meeting(seen[one + 1 :], seen[one]):
+            mine = members[one][_meeting(boxes[members[one]], seen[other])]
+            theirs = members[other][_meeting(boxes[members[other]], seen[one])]
             i, j = torch.nonzero(box_iou(tensor[mine], tensor[theirs]) > least_iou).numpy().T
             pairs.append(np.column_stack([mine[i], theirs[j]]))
     first, second = np.concatenate(pairs).T
     return first, second
 
 
-def _meets(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """bool (N,): which boxes share an area with another one."""
-    return ((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(1)
+def _meeting(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """int64 (K,): the numbers of the boxes that share an area with another one."""
+    return np.flatnonzero(((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(1))
 
 
 def _suppress(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
