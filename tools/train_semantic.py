@@ -115,7 +115,7 @@ def label_map_of(segments: Segments, size: tuple[int, ...]) -> np.ndarray:
 
 @click.command(help=__doc__)
 @click.option("--seed", default=2, show_default=True, help="Seed of the head and of the training scenes.")
-@click.option("--iterations", default=800, show_default=True)
+@click.option("--iterations", default=600, show_default=True)
 @click.option("--batch", default=8, show_default=True, help="Scenes an iteration.")
 @click.option("--peak", default=4e-3, show_default=True, help="Highest learning rate.")
 @click.option("--unseen", default=100, show_default=True, help="Scenes to evaluate on.")
