@@ -101,12 +101,13 @@ class ScenesModel(DetectorModel):
         others = tasks - {Task.SEGMENT_SEMANTIC}
         with _calls_of(self.network.rpn) as calls:
             predictions = super().predict(images, others) if others else [Prediction() for _ in images]
-        seen = [(inputs, maps) for inputs, maps, *_ in calls] if others else self._look(images)
-        semantic = self._semantic(images, *seen[0]) if seen else [Segments(np.zeros(0, np.int32), []) for _ in images]
+        seen = calls if others else self._look(images)
+        void = Segments(np.zeros(0, np.int32), [])
+        semantic = self._semantic(images, *seen[0][:2]) if seen else [void] * len(images)
         return [replace(one, semantic=segments) for one, segments in zip(predictions, semantic, strict=True)]
 
-    def _look(self, images: Sequence[Tensor]) -> list[tuple[ImageList, dict[str, Tensor]]]:
-        """The network's inputs and feature maps alone, unless an image is too thin for its resize."""
+    def _look(self, images: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+        """The network's `ImageList` and feature maps alone, unless an image is too thin for its resize."""
         if any(0 in self.input_size(*image.shape[1:]) for image in images):
             return []
         with torch.inference_mode():
