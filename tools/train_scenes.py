@@ -1,6 +1,7 @@
 """Train the bundled demo network on generated scenes and write its weights: about 50 minutes on two cores.
 
-Every scene is seen once. Same options, versions and processor: same weights.
+Every scene is seen once. Same options, versions and processor: same weights. The file holds the Mask R-CNN alone;
+``train_semantic.py`` adds the semantic head.
 """
 
 import io
