@@ -14,7 +14,7 @@ from torchvision.models import ResNet18_Weights
 from prelabel.operators.base import ImageLabels, Model, Prediction, Proposals, Task
 from prelabel.operators.devices import torch_device
 from prelabel.schemas.categories import Category, CategorySet
-from prelabel.schemas.errors import ModelError
+from prelabel.schemas.errors import ModelError, one_line
 
 LEAST_SCORE = 0.05
 """The score threshold where nobody gave one."""
@@ -121,10 +121,9 @@ class ClassifierModel(Model):
             with torch.inference_mode():
                 logits = self.network(torch.zeros(1, 3, *size, device=self.device))
         except Exception as error:
-            text = " ".join(str(error).split())
             raise ModelError(
                 f"{self.name} fails on one float32 (1, 3, {size[0]}, {size[1]}) image: {type(error).__name__}: "
-                f"{text:.300}: give it a network that takes images and returns logits"
+                f"{one_line(error):.300}: give it a network that takes images and returns logits"
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
             raise ModelError(f"{self.name} does not return logits (N, K): give it a network that classifies images")

@@ -27,7 +27,7 @@ from prelabel.operators.base import Instances, Model, Prediction, Proposals, Tas
 from prelabel.operators.devices import torch_device
 from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.schemas.categories import CategorySet, label_map, numbered
-from prelabel.schemas.errors import ModelError
+from prelabel.schemas.errors import ModelError, one_line
 from prelabel.schemas.rle import area, bbox, encode
 
 LEAST_SCORE = 0.05
@@ -195,10 +195,9 @@ class DetectorModel(Model):
             with torch.inference_mode():
                 outputs = self.network([black])
         except Exception as error:
-            text = " ".join(str(error).split())
             raise ModelError(
                 f"{self.name} fails on a list of one float32 (3, {_PROBE}, {_PROBE}) image: {type(error).__name__}: "
-                f"{text:.300}: give it torchvision's detection interface, or return a prelabel Model"
+                f"{one_line(error):.300}: give it torchvision's detection interface, or return a prelabel Model"
             ) from error
         if isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict):
             found: dict[str, Any] = outputs[0]

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,23 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
-    """Puts tensors from the file `path` into the network. Raises ModelError where names or shapes differ."""
+    """Puts tensors from the file `path` into the network. Raises ModelError where names or shapes differ.
+
+    Names that a module of torchvision had in former versions, as its older files have them, are right as well.
+    """
+    state = OrderedDict(tensors)
+    # without a version, which a file may lack, modules take old names and new; only MNASNet, as a whole, insists on it
+    state._metadata = {"": {"version": network._version}}  # type: ignore[attr-defined]
+    try:
+        differ = [name for names in network.load_state_dict(state, strict=False) for name in names]
+    except RuntimeError:  # a shape
+        differ = ["shape"]
+    if any(not name.endswith(_COUNTER) for name in differ):
+        raise ModelError(f"weights {path} are another network's: {_differences(network, tensors)}: check --model")
+
+
+def _differences(network: nn.Module, tensors: dict[str, Tensor]) -> str:
+    """The first three."""
     own = {name: tensor.shape for name, tensor in network.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: tensor.shape for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
     differ = [f"{name} is missing" for name in own if name not in given]
@@ -79,10 +96,7 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: str) -> N
         for name in own
         if given.get(name, own[name]) != own[name]
     ]
-    if differ:
-        rest = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise ModelError(f"weights {path} are another network's: {', '.join(differ[:3])}{rest}: check --model")
-    network.load_state_dict(tensors, strict=False)
+    return ", ".join(differ[:3]) + (f" and {len(differ) - 3} more" if len(differ) > 3 else "")
 
 
 def _read(path: str) -> Any:

@@ -125,7 +125,7 @@ def who_can(task: str) -> list[str]:
 def unknown_model(name: str) -> ModelError:
     """The error for a name that no family has, with the nearest names."""
     full_names = [f"{family}:{offer.name}" for family, offers in available().items() for offer in offers]
-    known = {full if ":" in name else full.partition(":")[2]: full for full in full_names}
+    known = {full if ":" in name else full.partition(":")[2]: full for full in reversed(full_names)}
     near = [known[match] for match in difflib.get_close_matches(name, known, n=2)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return ModelError(f"there is no model {name!r}: {guess}`prelabel models` lists all")

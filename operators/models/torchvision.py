@@ -1,40 +1,39 @@
-"""torchvision: every detection builder that torchvision registers, with its own weights or a file of yours.
+"""torchvision: its builders of detectors, segmenters and classifiers, with their own weights or a file of yours.
 
 A file's network is `builder(weights=None, weights_backbone=None, num_classes=N)` in evaluation mode, N read off the
 file. Torchvision's own files are known by their SHA-256 wherever they lie, and get what their builder would have
-added: the first ResNet-50 networks were trained with a batch norm epsilon of 0. A checkpoint that was fine-tuned from
-one of those holds no trace of that and is taken with the builder's 1e-5; where it matters, write a `python:` factory.
+added: the first ResNet-50 detectors were trained with a batch norm epsilon of 0, GoogLeNet and Inception v3 with
+another normalization of their input. A checkpoint that was fine-tuned from one of those holds no trace of that and is
+taken with the builder's defaults; where it matters, write a `python:` factory.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchvision.models import WeightsEnum, detection, get_model_builder, get_model_weights, list_models
+from torch import nn
+from torchvision.models import WeightsEnum, get_model_weights
 
+from prelabel.operators.base import Model
+from prelabel.operators.classifier import ClassifierModel
 from prelabel.operators.detector import DetectorModel, num_classes
 from prelabel.operators.models import Family, ModelSpec, Offer, unknown_model
-from prelabel.operators.weights import SUFFIXES, file_digest, load_weights, read_weights
-from prelabel.schemas.categories import COCO, Category, CategorySet
+from prelabel.operators.models.torchvision_networks import CLASSIFIERS, DETECTORS, SEGMENTERS, build_network
+from prelabel.operators.segmenter import SegmenterModel
+from prelabel.operators.weights import SUFFIXES, file_digest, read_weights
+from prelabel.schemas.categories import COCO, COCO_PERSON, VOC, Category, CategorySet
 from prelabel.schemas.errors import ModelError
 
-ZERO_EPSILON = frozenset(
-    {
-        "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
-        "KeypointRCNN_ResNet50_FPN_Weights.COCO_V1",
-        "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
-        "RetinaNet_ResNet50_FPN_Weights.COCO_V1",
-    }
-)
-"""Weights whose builder calls `overwrite_eps(model, 0.0)`, see pytorch/vision#2933."""
-
+_DETECTOR_TASKS = {
+    "fasterrcnn": ("propose", "detect"),
+    "maskrcnn": ("propose", "detect", "segment_instances"),
+    "keypointrcnn": ("propose", "detect", "detect_keypoints"),
+}
+"""Those of the first part of a builder's name; the other detectors look once, and detect."""
 _COCO_CLASSES = 91
 
 
@@ -42,8 +41,12 @@ class TorchvisionFamily(Family):
     """`torchvision:BUILDER`; the weights are an entry of the builder's enum (`DEFAULT`) or a file."""
 
     def offers(self) -> list[Offer]:
-        """The detection builders."""
-        return [Offer(name, _tasks(name), "COCO") for name in list_models(module=detection)]
+        """The builders of detectors, of semantic segmenters, and of classifiers."""
+        return [
+            *(Offer(name, _detector_tasks(name), _detector_categories(name)) for name in DETECTORS),
+            *(Offer(name, ("segment_semantic",), "VOC") for name in SEGMENTERS),
+            *(Offer(name, ("classify",), "ImageNet") for name in CLASSIFIERS),
+        ]
 
     def weights_path(self, spec: ModelSpec) -> str:
         """The file, or where torch.hub keeps the named weights, downloaded if they are not there yet."""
@@ -54,30 +57,28 @@ class TorchvisionFamily(Family):
             return given
         return _cached(_named(spec, given))
 
-    def load(self, spec: ModelSpec) -> DetectorModel:
+    def load(self, spec: ModelSpec) -> Model:
         """The builder's network with as many classes as the weights have."""
         path = self.weights_path(spec)
         digest = file_digest(path)
-        official = next((w for w in get_model_weights(spec.rest) if digest.startswith(_hash(w.url))), None)
-        if official is None and path != spec.weights:
-            raise ModelError(f"weights {path} are damaged: remove the file, and it is downloaded again")
-        network = _build(get_model_builder(spec.rest), read_weights(path), path)
-        if str(official) in ZERO_EPSILON:
-            for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eps = 0.0
-        return DetectorModel(
-            network,
-            name=spec.name,
-            categories=spec.categories or _categories(network, official),
-            score_threshold=spec.score_threshold,
-            device=spec.device,
-            digest=digest,
-        )
+        official = _official(spec, path, digest)
+        network = build_network(spec.rest, read_weights(path), path, official)
+        categories = spec.categories or _categories(network, official)
+        said: dict[str, Any] = {"name": spec.name, "categories": categories, "device": spec.device, "digest": digest}
+        if spec.rest in SEGMENTERS:
+            return SegmenterModel(network, **said)
+        said["score_threshold"] = spec.score_threshold
+        if spec.rest in CLASSIFIERS:
+            return ClassifierModel(network, preset=_preset(spec.rest, network, official), **said)
+        return DetectorModel(network, **said)
 
 
-def _tasks(name: str) -> tuple[str, ...]:
-    return ("detect", "segment_instances") if name.startswith("maskrcnn") else ("detect",)
+def _detector_tasks(name: str) -> tuple[str, ...]:
+    return _DETECTOR_TASKS.get(name.partition("_")[0], ("detect",))
+
+
+def _detector_categories(name: str) -> str:
+    return "COCO person keypoints" if name.startswith("keypointrcnn") else "COCO"
 
 
 def _named(spec: ModelSpec, name: str) -> WeightsEnum:
@@ -88,6 +89,16 @@ def _named(spec: ModelSpec, name: str) -> WeightsEnum:
     except KeyError:
         names = ", ".join(sorted(enum.__members__))
         raise ModelError(f"{spec.name} has no weights {name!r}: give one of {names}, or a file") from None
+
+
+def _official(spec: ModelSpec, path: str, digest: str) -> WeightsEnum | None:
+    """Which of torchvision's weights the file holds, if any; ModelError where it should and doesn't."""
+    official = next((w for w in get_model_weights(spec.rest) if digest.startswith(_hash(w.url))), None)
+    if official is None and path != spec.weights:
+        raise ModelError(f"weights {path} are damaged: remove the file, and it is downloaded again")
+    if official is not None and official.meta["categories"] is None:
+        raise ModelError(f"weights {official} are for features and not for classes: give other ones with --weights")
+    return official
 
 
 def _hash(url: str) -> str:
@@ -110,41 +121,24 @@ def _cached(weights: WeightsEnum) -> str:
     return str(path)
 
 
-def _build(builder: Callable[..., nn.Module], tensors: dict[str, Tensor], path: str) -> nn.Module:
-    """The network that the tensors fit, with them in it."""
-    sizes = {
-        parameter: _solve(builder, parameter, tensors)
-        for parameter in ("num_classes", "num_keypoints")
-        if parameter in inspect.signature(builder).parameters
-    }
-    network = builder(weights=None, weights_backbone=None, **sizes)
-    load_weights(network, tensors, path)
-    return network
-
-
-def _solve(builder: Callable[..., nn.Module], parameter: str, tensors: dict[str, Tensor]) -> int:
-    """The value of a builder's parameter with which its shapes are those of the tensors.
-
-    Shapes are linear in it, so two networks without storage show them all. Where the tensors don't agree on a value
-    they are another network's, which loading them will say.
-    """
-    with torch.device("meta"):
-        two, three = (builder(weights=None, weights_backbone=None, **{parameter: n}).state_dict() for n in (2, 3))
-    values = {
-        2 + (size - at_two) / (at_three - at_two)
-        for name in two.keys() & tensors.keys()
-        for size, at_two, at_three in zip(tensors[name].shape, two[name].shape, three[name].shape, strict=False)
-        if at_two != at_three
-    }
-    value = values.pop() if len(values) == 1 else 2
-    return int(value) if value >= 1 and value == int(value) else 2
-
-
 def _categories(network: nn.Module, official: WeightsEnum | None) -> CategorySet | None:
     """What the weights are known to find; None: nobody knows."""
     if num_classes(network) == _COCO_CLASSES:
         return COCO
     if official is None:
         return None
-    names: list[Any] = official.meta["categories"]
-    return CategorySet(Category(label, name) for label, name in enumerate(names) if label > 0)
+    names = official.meta["categories"]
+    if "keypoint_names" in official.meta:
+        return COCO_PERSON
+    if names[0] == "__background__":
+        return VOC
+    return CategorySet(Category(label, name) for label, name in enumerate(names))
+
+
+def _preset(name: str, network: Any, official: WeightsEnum | None) -> nn.Module:
+    """What makes a classifier's input, at the size of a vision transformer that was trained at another one."""
+    transforms = (official or get_model_weights(name).DEFAULT).transforms
+    preset: Any = transforms()
+    size = getattr(network, "image_size", preset.crop_size[0])
+    made: nn.Module = preset if preset.crop_size == [size] else transforms(crop_size=size, resize_size=size)
+    return made

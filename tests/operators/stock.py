@@ -1,0 +1,58 @@
+"""Stock torchvision, one image at a time, masks pasted and encoded in full size: what models are held to."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from prelabel.operators.base import Instances, Model, Task
+from prelabel.operators.models.scenes_network import build_scenes_network
+
+DETECT = frozenset({Task.DETECT})
+SEGMENT = frozenset({Task.DETECT, Task.SEGMENT_INSTANCES})
+
+
+def stock(network: nn.Module, image: Tensor) -> dict[str, np.ndarray]:
+    """What the network itself says of this image alone."""
+    with torch.inference_mode():
+        (found,) = network.eval()([image.float() / 255])
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def assert_equal(found: Instances | None, expected: dict[str, np.ndarray]) -> None:
+    assert found is not None
+    np.testing.assert_allclose(found.boxes, expected["boxes"], atol=0.01)
+    np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-3)
+    np.testing.assert_array_equal(found.category_ids, expected["labels"])
+
+
+def counts(found: Instances | None) -> list[str]:
+    assert found is not None
+    assert found.masks is not None
+    return [mask.rle.counts for mask in found.masks]
+
+
+def stock_counts(masks: np.ndarray) -> list[str]:
+    return [coco_mask.encode(np.asfortranarray(mask[0] > 0.5))["counts"].decode() for mask in masks]
+
+
+def predict_one(model: Model, image: Tensor, tasks: frozenset[Task] = DETECT) -> Instances:
+    (prediction,) = model.predict([image], tasks)
+    assert prediction.instances is not None
+    return prediction.instances
+
+
+def random_image(height: int, width: int, seed: int = 0) -> Tensor:
+    """Blurred noise: something at each scale."""
+    noise = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(seed)) * 255
+    return nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 255)[0].to(torch.uint8)
+
+
+def random_maskrcnn() -> detection.MaskRCNN:
+    torch.manual_seed(3)
+    network = build_scenes_network()
+    network.roi_heads.score_thresh = 0.0
+    return network
