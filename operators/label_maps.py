@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,9 +52,21 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
     Returns:
         uint8 (H, W), int16 for more than 256 classes
     """
-    classes, nodes, _ = scores.shape
-    labels = np.empty(size, np.uint8 if classes <= 256 else np.int16)
+    labels = np.empty(size, np.uint8 if len(scores) <= 256 else np.int16)
     kind = torch.from_numpy(labels).dtype
+    for strip, values in upsampled_strips(scores, size):
+        labels[strip] = values.max(0).indices.to(kind).cpu().numpy()  # sooner than argmax, and the same
+    return labels
+
+
+def upsampled_strips(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the image, and the scores float (K, rows, W) there: bilinear interpolation, strip by strip.
+
+    Args:
+        scores: float (K, h, w)
+        size: H, W
+    """
+    classes, nodes, _ = scores.shape
     above, below, weight = _rows(nodes, size[0], scores.device)
     rows = max(1, STRIP_BYTES // (4 * classes * size[1]))
     for start in range(0, size[0], rows):
@@ -63,9 +77,7 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
         wide = interpolate(source, (last + 1 - first, size[1]), mode="bilinear", align_corners=False)[0]
         far = weight[strip, None]
         values = wide.index_select(1, above[strip] - first).mul_(1 - far)
-        values.addcmul_(wide.index_select(1, below[strip] - first), far)
-        labels[strip] = values.max(0).indices.to(kind).cpu().numpy()  # sooner than argmax, and the same
-    return labels
+        yield strip, values.addcmul_(wide.index_select(1, below[strip] - first), far)
 
 
 def _rows(nodes: int, height: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from prelabel.operators.base import Answer, ImageInfo, Operator, Segments, Task
 from prelabel.operators.masks import MaskRuns
 from prelabel.operators.rows import instances_of, ranks_of, row_ids, segment_rows
 from prelabel.schemas.rle import area, bbox, from_run_lengths, invert, merge
+from prelabel.schemas.tables import ROWS_PER_IMAGE
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class FusePanoptic(Operator):
         found = instances_of(answers)
         ranks = ranks_of([instances.scores for _, instances in found])
         claims = [
-            Claim(model, int(one.category_ids[k]), one.masks[k], float(one.scores[k]), int(ids[k]))
-            for (model, one), ids in zip(found, (row_ids(image, some) for some in ranks), strict=True)
+            Claim(model, int(one.category_ids[k]), one.masks[k], float(one.scores[k]), int(row_ids(image, rank)[k]))
+            for (model, one), rank in zip(found, ranks, strict=True)
             if one.masks is not None
-            for k in np.flatnonzero(one.scores >= least).tolist()
+            for k in np.flatnonzero((one.scores >= least) & (rank < ROWS_PER_IMAGE)).tolist()
         ]
         return sorted(claims, key=lambda claim: claim.annotation_id or 0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from prelabel.operators.base import Answer, ImageInfo, Operator, Proposals, Task
-from prelabel.operators.rows import constant, corners_to_bbox, ranks_of, row_ids
+from prelabel.operators.rows import constant, corners_to_bbox, in_order, ranks_of, row_ids
 from prelabel.schemas.tables import PROPOSALS
 
 
@@ -27,8 +27,7 @@ class Propose(Operator):
             _rows(image, proposals, model, row_ids(image, rank))
             for (model, proposals), rank in zip(kept, ranks, strict=True)
         ]
-        table = pa.concat_tables([PROPOSALS.empty_table(), *parts]).unify_dictionaries()
-        return table.take(pa.array(np.argsort(np.concatenate([np.zeros(0, np.int64), *ranks]))))
+        return in_order(parts, ranks, PROPOSALS.empty_table())
 
     def _best(self, found: Proposals) -> Proposals:
         return Proposals(found.boxes[: self.options.keep_proposals], found.scores[: self.options.keep_proposals])

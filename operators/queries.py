@@ -8,7 +8,7 @@ fused stuff get one segment, also where transformers mixes up their ids (hugging
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from prelabel.operators.label_maps import STRIP_BYTES, label_runs, upsampled_argmax
+from prelabel.operators.label_maps import label_runs, upsampled_argmax, upsampled_strips
 from prelabel.operators.masks import MaskRuns
 from prelabel.schemas.rle import area, bbox, from_run_lengths
 
@@ -157,7 +157,7 @@ def _contest(candidates: Candidates, size: Size, antialias: bool) -> tuple[np.nd
     count = len(values)
     winners = np.empty(size, np.uint8 if count <= 256 else np.int16)
     won, own = torch.zeros(2, count, dtype=torch.int64, device=values.device)
-    for rows, strip in _upsampled(_reduced(values, size) if antialias else values, size):
+    for rows, strip in upsampled_strips(_reduced(values, size) if antialias else values, size):
         strip *= weights
         labels = strip.max(0).indices  # sooner than argmax, and the same
         won += labels.flatten().bincount(minlength=count)
@@ -173,27 +173,6 @@ def _reduced(values: Tensor, size: Size) -> Tensor:
     """
     height, width = (min(pair) for pair in zip(values.shape[1:], size, strict=True))
     return interpolate(values[None], (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
-
-
-def _upsampled(values: Tensor, size: Size) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the image and the values (N, rows, W) there: bilinear interpolation, strip by strip."""
-    height, width = size
-    nodes = values.shape[1]
-    scale = torch.tensor(nodes, dtype=torch.float32) / height
-    source = (scale * (torch.arange(height, device=values.device) + 0.5) - 0.5).clamp(min=0)
-    above = source.long().clamp(max=nodes - 1)
-    weight = (source - above)[:, None]
-    rows = max(1, STRIP_BYTES // (4 * len(values) * width))
-    for start in range(0, height, rows):
-        strip = slice(start, min(start + rows, height))
-        first, last = int(above[strip][0]), min(int(above[strip][-1]) + 1, nodes - 1)
-        wide = interpolate(
-            values[None, :, first : last + 1], (last + 1 - first, width), mode="bilinear", align_corners=False
-        )[0]
-        near = above[strip] - first
-        far = (near + 1).clamp(max=last - first)
-        blend = wide.index_select(1, near).mul_(1 - weight[strip])
-        yield strip, blend.addcmul_(wide.index_select(1, far), weight[strip])
 
 
 def upscaled_runs(mask: np.ndarray, size: Size) -> MaskRuns:

@@ -45,10 +45,16 @@ def segmentation_column(masks: Sequence[MaskRuns], image: ImageInfo) -> pa.Struc
 
 
 def row_ids(image: ImageInfo, ranks: np.ndarray) -> np.ndarray:
-    """int64 ids of an image's rows. Raises ValueError where there are more than can be numbered."""
-    if len(ranks) and ranks.max() >= ROWS_PER_IMAGE:
-        raise ValueError(f"image {image.image_id}: {ranks.max() + 1} rows, at most {ROWS_PER_IMAGE} have ids")
+    """int64 ids of an image's rows."""
     return image.image_id * ROWS_PER_IMAGE + ranks
+
+
+def in_order(parts: Sequence[pa.Table], ranks: Sequence[np.ndarray], empty: pa.Table) -> pa.Table:
+    """The rows of several models by rank; those beyond ROWS_PER_IMAGE, which no id could be given, are left out."""
+    if len(parts) == 1:
+        return parts[0].slice(0, ROWS_PER_IMAGE)
+    order = np.argsort(np.concatenate([np.zeros(0, np.int64), *ranks]))
+    return pa.concat_tables([empty, *parts]).unify_dictionaries().take(pa.array(order[:ROWS_PER_IMAGE]))
 
 
 def ranks_of(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -75,10 +81,7 @@ def annotation_rows(image: ImageInfo, answers: Sequence[Answer], categories: Cat
         _annotation_rows(image, instances, model, categories, row_ids(image, rank))
         for (model, instances), rank in zip(found, ranks, strict=True)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    table = pa.concat_tables([ANNOTATIONS.empty_table(), *parts]).unify_dictionaries()
-    return table.take(pa.array(np.argsort(np.concatenate([np.zeros(0, np.int64), *ranks]))))
+    return in_order(parts, ranks, ANNOTATIONS.empty_table())
 
 
 def _annotation_rows(

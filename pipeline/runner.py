@@ -237,13 +237,17 @@ def _absolute(job: Job) -> Job:
         )
         for model in labels.models
     )
-    is_python = any("python:" in model.name for model in models)
+    finds_files = any("python:" in model.name or _is_folder(model.name.partition(":")[2]) for model in models)
     changes = {
         "sources": tuple(map(_absolute_path, labels.sources)),
         "models": models,
-        "python_path": os.path.abspath(labels.python_path or ".") if is_python else None,
+        "python_path": os.path.abspath(labels.python_path or ".") if finds_files else None,
     }
     return job.model_copy(update={"output": _absolute_path(job.output), "labels": labels.model_copy(update=changes)})
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(os.path.expanduser(name))
 
 
 def _if_there(weights: str | None) -> str | None:

@@ -55,7 +55,8 @@ class Labels(_Section):
         limit: label only the first images of the plan
         models: at least one; those that take regions come after one that proposes them
         tasks: what to ask of all models that can do it; none: all they can
-        python_path: the folder that `python:module:factory` is imported from; None: the current one
+        python_path: the folder that `python:module:factory` is imported from, and in which a model's folder is; None:
+            the current one
         keep_proposals: rows of the proposals table per image; None: none, or 1,000 where the tasks say `propose`
         top_labels: image-level labels per image and model
         panoptic_score, panoptic_overlap, panoptic_stuff_area: see `prelabel.operators.options`

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from prelabel.operators import queries
+from prelabel.operators import label_maps, queries
 from prelabel.operators.base import Instances, Model, Segments, Task
 from prelabel.operators.label_names import categories_of
 from prelabel.operators.models import ModelSpec, available, load_model
@@ -79,6 +79,13 @@ def swin() -> Any:
 def detr(**more: Any) -> Any:
     small = SMALL | {"use_timm_backbone": False, "backbone_config": resnet(), "num_queries": 12}
     return transformers.DetrConfig(**small, **more)
+
+
+def detr_timm(**more: Any) -> Any:
+    backbone = transformers.TimmBackboneConfig(
+        backbone="resnet10t", out_indices=[1, 2, 3, 4], use_pretrained_backbone=False
+    )
+    return transformers.DetrConfig(**SMALL | {"backbone_config": backbone, "num_queries": 12}, **more)
 
 
 def rt_detr_parts(points: Any) -> dict[str, Any]:
@@ -192,6 +199,7 @@ def oneformer(**more: Any) -> Any:
 
 BUILDERS: dict[str, tuple[str, Callable[..., Any], str, dict[str, int]]] = {
     "detr": ("DetrForObjectDetection", detr, "DetrImageProcessor", EDGES),
+    "detr_timm": ("DetrForObjectDetection", detr_timm, "DetrImageProcessor", EDGES),
     "detr_masks": ("DetrForSegmentation", detr, "DetrImageProcessor", EDGES),
     "rt_detr": ("RTDetrForObjectDetection", rt_detr, "RTDetrImageProcessor", SQUARE),
     "d_fine": ("DFineForObjectDetection", d_fine, "RTDetrImageProcessor", SQUARE),
@@ -201,7 +209,7 @@ BUILDERS: dict[str, tuple[str, Callable[..., Any], str, dict[str, int]]] = {
     "maskformer": ("MaskFormerForInstanceSegmentation", maskformer, "MaskFormerImageProcessor", EDGES),
     "oneformer": ("OneFormerForUniversalSegmentation", oneformer, "OneFormerImageProcessor", EDGES),
 }
-DETECTORS = ("detr", "detr_masks", "rt_detr", "d_fine", "yolos")
+DETECTORS = ("detr", "detr_timm", "detr_masks", "rt_detr", "d_fine", "yolos")
 PANORAMAS = ("rt_detr", "yolos", "segformer", "mask2former")  # one of each kind: the others would say the same
 MASK_CLASSIFIERS = ("detr_masks", "mask2former", "maskformer", "oneformer")
 
@@ -487,7 +495,7 @@ def test_strips_and_small_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.rand(3, 7, 9, generator=torch.Generator().manual_seed(0))
     candidates = queries.Candidates(values, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 1]))
     whole = queries.contested_masks(candidates, (50, 41), overlap=0.0, fused={1})
-    monkeypatch.setattr(queries, "STRIP_BYTES", 1000)
+    monkeypatch.setattr(label_maps, "STRIP_BYTES", 1000)
     in_strips = queries.contested_masks(candidates, (50, 41), overlap=0.0, fused={1})
     assert whole.masks == in_strips.masks
     assert len(whole.masks) == 2
