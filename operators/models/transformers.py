@@ -118,7 +118,7 @@ def _folder(spec: ModelSpec) -> Path:
     """The directory with the model's files, fetched from the hub where the name is none."""
     if not spec.rest:
         raise unknown_model(spec.name)
-    folder = Path(spec.path or "", spec.rest).expanduser()
+    folder = Path(spec.path or "", Path(spec.rest).expanduser())
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(
