@@ -323,7 +323,7 @@ class _NoHeads(nn.Module):
         self, features: Any, proposals: list[Tensor], *_: Any
     ) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
         """No objects in any image."""
-        return [{"boxes": boxes[:0]} for boxes in proposals], {}
+        return [{"boxes": b[:0], "scores": b[:0, 0], "labels": b[:0, 0].long()} for b in proposals], {}
 
 
 def _unasked(network: nn.Module, tasks: frozenset[Task]) -> list[_Replacement]:
