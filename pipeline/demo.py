@@ -23,8 +23,6 @@ from prelabel.schemas.job import Job
 MODEL = "scenes:maskrcnn"
 PICTURES = 12
 SHOWN_SCORE = 0.5
-STUFF_AREA = 256
-"""Least pixels of stuff in scenes so small; COCO's 4,096 are a sixteenth of one."""
 SHOWN_FIGURES = {"boxes": ("AP", "AP50"), "masks": ("AP", "AP50"), "panoptic": ("PQ", "SQ", "RQ")}
 
 
@@ -66,7 +64,7 @@ def run_demo(output: str, images: int, seed: int, progress: Reporter) -> DemoRes
             raise JobError(f"{folder} is not empty: remove it, or choose another --output")
         scenes = write_scenes(folder / "scenes", images, seed)
     labels = str(folder / "labels")
-    summary = run(Job.of(str(scenes / "images"), output=labels, model=MODEL, panoptic_stuff_area=STUFF_AREA), progress)
+    summary = run(Job.of(str(scenes / "images"), output=labels, model=MODEL), progress)
     dataset = open_dataset(labels)
     exporter_of("coco").write(dataset, str(folder / "labels.json"))
     exporter_of("coco-panoptic").write(dataset, str(folder / "panoptic.json"))
