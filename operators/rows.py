@@ -102,7 +102,7 @@ def _annotation_rows(
         else segmentation_column(found.masks, image),
         "keypoints": pa.nulls(count, ANNOTATIONS.field("keypoints").type)
         if found.keypoints is None
-        else pa.array(list(found.keypoints.reshape(count, -1)), ANNOTATIONS.field("keypoints").type),
+        else pa.array([one.ravel() for one in found.keypoints], ANNOTATIONS.field("keypoints").type),
         "iscrowd": pa.array(np.zeros(count, np.bool_)),
         "model": constant(model, count),
     }

@@ -30,6 +30,10 @@ _TASKS = {
 }
 
 
+ROI_TASKS = frozenset({Task.DETECT, Task.SEGMENT_INSTANCES, Task.DETECT_KEYPOINTS})
+"""What RoI heads do."""
+
+
 class FastRCNNFamily(Family):
     """`fast_rcnn:BUILDER` or `fast_rcnn:FAMILY:NAME`; the weights are those of the detector named."""
 
@@ -58,7 +62,7 @@ class FastRCNNModel(Model):
     def __init__(self, detector: DetectorModel, name: str) -> None:
         """Takes the detector over, whose network must be a `GeneralizedRCNN`: it proposes no more by itself."""
         self.detector, self.name = detector, name
-        self.tasks = detector.tasks - {Task.PROPOSE}
+        self.tasks = detector.tasks & ROI_TASKS
         self.categories, self.digest = detector.categories, detector.digest
         self._handed_in = HandedIn()
         detector.network.rpn = self._handed_in
