@@ -3,8 +3,8 @@
 A network has torchvision's detection interface, see `prelabel.operators.detector`. The module is looked for in the
 current folder first, then where Python looks.
 
-The digest covers the network's tensors, or the returned Model's own digest, and the source file of the factory's
-module. It does not cover what that module imports or reads.
+The digest covers the network's tensors (of a returned Model: its own digest, else its `network`'s tensors), and the
+source file of the factory's module. It does not cover what that module imports or reads.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def _as_it_is(spec: ModelSpec, made: Model, module: ModuleType) -> Model:
         if value is not None:
             raise ModelError(f"{spec.name} returned {_kind(made)}, which sets this itself: leave {option} out")
     model = copy.copy(made)  # a factory may return the same one again, whose digest must not be hashed twice
-    model.name, model.digest = spec.name, _with_source(made.digest, module)
+    network = getattr(made, "network", None)
+    digest = state_digest(network.state_dict()) if isinstance(network, nn.Module) else ""
+    model.name, model.digest = spec.name, _with_source(made.digest or digest, module)
     return model
 
 

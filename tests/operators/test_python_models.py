@@ -18,11 +18,20 @@ from prelabel.operators.models.scenes_network import build_scenes_network
 from prelabel.schemas.categories import COCO
 from prelabel.schemas.errors import ModelError
 
+FACTORY_NAMES = ("semantic", "other_semantic")
 SEGMENT = frozenset({Task.DETECT, Task.SEGMENT_INSTANCES})
 FACTORIES = """
 import torch
 from prelabel.operators.base import Model
 from prelabel.operators.models.scenes_network import build_scenes_network
+from prelabel.operators.segmenter import SegmenterModel
+from prelabel.schemas.categories import Category, CategorySet
+
+class Heads(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = torch.nn.Conv2d(3, 2, 1)
+    def forward(self, images): return {"out": self.scores(images)}
 
 class Ready(Model):
     tasks, categories, digest = frozenset(), (), "its own"
@@ -35,6 +44,11 @@ def network():
 
 ready = Ready()
 def model(): return ready
+def semantic(seed=0):
+    torch.manual_seed(seed)
+    categories = CategorySet([Category(1, "ground"), Category(2, "sky", isthing=False)])
+    return SegmenterModel(Heads(), name="", categories=categories)
+def other_semantic(): return semantic(1)
 def text(): return "a text"
 def linear(): return torch.nn.Linear(1, 1)
 def broken():
@@ -124,3 +138,13 @@ def test_a_ready_model_is_taken_as_it_is(factories: str) -> None:
     assert first.digest == again.digest
     with pytest.raises(ModelError, match="leave --score-threshold out"):
         load_model(ModelSpec("python:my_factories:model", score_threshold=0.5, path=factories))
+
+
+def test_a_factory_may_wrap_a_semantic_network(factories: str) -> None:
+    model, other = (load_model(ModelSpec(f"python:my_factories:{name}", path=factories)) for name in FACTORY_NAMES)
+    image = torch.randint(256, (3, 40, 50), dtype=torch.uint8)
+    (prediction,) = model.predict([image], model.tasks)
+    assert prediction.semantic is not None
+    assert sum(mask.area for mask in prediction.semantic.masks) == 40 * 50
+    assert model.name == "python:my_factories:semantic"
+    assert len({model.digest, other.digest}) == 2  # the tensors are in it
