@@ -80,7 +80,7 @@ def run(job: Job, progress: Reporter = id) -> Summary:
             record = prepared.to_record(image_count, unit_count)
             lock.check()
             manifest.write_job(record)
-            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(done=set())
+            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(set(), image_count)
     return summarize(manifest, record, time.monotonic() - began)
 
 
@@ -119,9 +119,9 @@ def resume(
             prepared = _prepare(record.job)
             _check_unchanged(record, prepared)
             done = set(range(record.units)) - _open_units(manifest, record, retry_failed)
-            _check_sources(manifest, done)
+            left = _check_sources(manifest, done)
             pool = pool_of(record.job.runtime, len(record.models), *graph.resources())
-            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(done)
+            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(done, left)
     return summarize(manifest, record, time.monotonic() - began)
 
 
@@ -280,10 +280,9 @@ class _Labeling:
     lock: Lock
     progress: Reporter
 
-    def label(self, done: set[int]) -> None:
-        """Works the units that are not done, until too many have failed."""
-        waves = self.manifest.waves(done)
-        images = self.record.images - sum(map(len, chain.from_iterable(waves))) if done else 0
+    def label(self, done: set[int], left: int) -> None:
+        """Works the units that are not done, and hold so many images, until too many have failed."""
+        images = self.record.images - left
         most = tolerated = self.record.job.runtime.max_failed_units
         for wave in self.manifest.waves(done):
             tolerated -= self._label_wave(wave, tolerated, images)
@@ -348,8 +347,9 @@ def _check_unchanged(record: JobRecord, prepared: _Prepared) -> None:
     if prepared.fingerprint == record.fingerprint:
         _warn_of_versions(record.versions, prepared.description.versions)
         return
+    changed = [now["name"] for now, then in zip(prepared.models, record.models, strict=True) if now != then]
     differs = {
-        "a model (its weights, or the module of python:)": prepared.models != record.models,
+        f"the model {' and '.join(changed)} (its weights, or the module of python:)": bool(changed),
         "the category set": prepared.categories.to_coco() != record.categories,
     }
     what = " and ".join(name for name, does in differs.items() if does) or "the configuration in job.json"
@@ -365,10 +365,13 @@ def _warn_of_versions(then: dict[str, str], now: dict[str, str]) -> None:
         logger.warning("other versions than when the job began may give other results: %s", ", ".join(changed))
 
 
-def _check_sources(manifest: Manifest, done: set[int]) -> None:
-    """Raises SourceError if a shard that is still needed has another size than the plan recorded."""
+def _check_sources(manifest: Manifest, done: set[int]) -> int:
+    """The images that are left. Raises SourceError if a shard with some has another size than the plan recorded."""
     checked: set[Shard] = set()
+    images = 0
     for wave in manifest.waves(done):
+        images += sum(map(len, wave))
         for shard in {unit.shard for unit in wave} - checked:
             check_unchanged(shard)
             checked.add(shard)
+    return images
