@@ -96,7 +96,6 @@ label_options = several(
     ),
     option(
         "--task",
-        "tasks",
         metavar="TASK",
         multiple=True,
         help="propose, detect, segment_instances, segment_semantic, fuse_panoptic, classify, detect_keypoints. "

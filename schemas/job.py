@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -13,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prelabel.schemas.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-OF_A_MODEL = ("weights", "categories", "score_threshold", "tasks")
+OF_A_MODEL = ("weights", "categories", "score_threshold", "task")
 """Options that may be said of one model: `MODEL=VALUE`."""
 
 
@@ -33,9 +35,9 @@ class ModelChoice(_Section):
         tasks: what to ask of this model; none: the job's tasks
     """
 
-    name: str
-    weights: str | None = None
-    categories: str | None = None
+    name: Name
+    weights: Name | None = None
+    categories: Name | None = None
     score_threshold: Fraction | None = None
     tasks: tuple[str, ...] = ()
 
@@ -70,7 +72,7 @@ class Labels(_Section):
     include: tuple[str, ...] = ()
     image_column: str | None = None
     limit: Positive | None = None
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Name, ...] = ()
     python_path: str | None = None
     keep_proposals: Annotated[int, Field(gt=0, le=65_536)] | None = None
     top_labels: Positive = 5
@@ -150,26 +152,29 @@ class Job(_Section):
     runtime: Runtime = Runtime()
 
     @classmethod
-    def of(cls, *sources: str, output: str, **options: Any) -> Job:
+    def of(cls, *sources: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Job:
         """A job from the command line's option names: `Job.of("images", output="labels", model="…", batch_size=4)`.
 
-        `model`, and with several models `weights`, `categories`, `score_threshold` and `tasks`, may be a list; `"A=V"`
-        in one of those says V of model A alone.
+        `model`, `task` and `include`, and with several models `weights`, `categories` and `score_threshold`, may be a
+        list; `"A=V"` in one of those that can say whose they are says V of model A alone. Paths may be `pathlib`'s.
 
         Raises:
             UserError: an option is unknown or its value makes no sense.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        given |= {"include": tuple(_listed(given.pop("include", ())))}
         runtime = {name: given.pop(name) for name in Runtime.model_fields if name in given}
         models = _models(_listed(given.pop("model", ())), {name: _listed(given.pop(name, ())) for name in OF_A_MODEL})
         try:
-            return cls(output=output, labels=Labels(sources=sources, **models, **given), runtime=Runtime(**runtime))
+            labels = Labels(sources=tuple(_listed(sources)), **models, **given)
+            return cls(output=os.fspath(output), labels=labels, runtime=Runtime(**runtime))
         except ValidationError as error:
             raise UserError(in_one_line(error)) from error
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple | set) else [value]
+    values = value if isinstance(value, list | tuple | set) else [value]
+    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in values]
 
 
 def _models(names: list[str], given: dict[str, list[Any]]) -> dict[str, Any]:
@@ -178,11 +183,22 @@ def _models(names: list[str], given: dict[str, list[Any]]) -> dict[str, Any]:
         option: [value for value in values if not any(_is_of(name, value) for name in names)]
         for option, values in given.items()
     }
-    return {"models": [_choice(name, len(names), common, given) for name in names], "tasks": common["tasks"]}
+    for option, values in common.items():
+        for value in values:
+            _check_common(option, value, names)
+    return {"models": [_choice(name, len(names), common, given) for name in names], "tasks": common["task"]}
 
 
 def _is_of(name: str, value: Any) -> bool:
     return isinstance(value, str) and value.startswith(f"{name}=")
+
+
+def _check_common(option: str, value: Any, names: list[str]) -> None:
+    """Raises UserError for a value that is said of a model that the job does not have."""
+    owner, equals, _ = str(value).partition("=")
+    # A file's name may have "=" in it, and a URL ":".
+    if equals and (option in ("task", "score_threshold") or re.match(r"\w{2,}:(?!//)", owner)):
+        raise UserError(f"--{_dashed(option)} {value}: {owner} is no model of this job: {' and '.join(names)}")
 
 
 def _choice(name: str, models: int, common: dict[str, list[Any]], given: dict[str, list[Any]]) -> dict[str, Any]:
@@ -190,25 +206,40 @@ def _choice(name: str, models: int, common: dict[str, list[Any]], given: dict[st
         option: [value.removeprefix(f"{name}=") for value in values if _is_of(name, value)]
         for option, values in given.items()
     }
-    choice = {"name": name, "tasks": own.pop("tasks")}
+    choice = {"name": name, "tasks": own.pop("task")}
     for option, values in own.items():
         said = values or common[option]
         if len(said) > 1 or (models > 1 and option != "score_threshold" and common[option]):
-            raise UserError(f"--{option.replace('_', '-')}: say it once, or once of each model as MODEL=VALUE")
+            raise UserError(f"--{_dashed(option)}: say it once, or once of each model as MODEL=VALUE")
         if said:
             choice[option] = said[0]
     return choice
 
 
+_MESSAGES = {
+    "extra_forbidden": "there is no such option",
+    "too_short": "name at least one",
+    "string_too_short": "says nothing",
+}
+"""In place of pydantic's, by its type of error."""
+
+
 def in_one_line(error: ValidationError) -> str:
     """What pydantic found, by the option's name on the command line."""
-    options = {str(_option(detail["loc"])): detail["msg"] for detail in error.errors()}
-    return "; ".join(f"--{name.replace('_', '-')}: {message}" for name, message in options.items())
+    told: dict[str, str] = {}
+    for detail in error.errors():
+        message = _MESSAGES.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+        told.setdefault(_option(detail["loc"]), message)
+    return "; ".join(f"--{_dashed(name)}: {message}" for name, message in told.items())
 
 
 def _option(place: tuple[int | str, ...]) -> str:
     names = [str(part) for part in place if isinstance(part, str)] or [""]
-    return "model" if names[-1] == "models" else names[-1]
+    return "model" if names[-1] in ("models", "name") else names[-1]
+
+
+def _dashed(option: str) -> str:
+    return option.replace("_", "-")
 
 
 def fingerprint(labels: Labels, model_digests: Sequence[str], categories_digest: str) -> str:

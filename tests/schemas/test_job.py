@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ def test_options_find_their_place() -> None:
         ({"workers": "many"}, "--workers: .*'many' is neither a number nor MIN:MAX"),
         ({"workers": "0"}, "--workers"),
         ({"batch_size": "two"}, "--batch-size: .*integer"),
-        ({"colour": "red"}, "--colour: .*not permitted"),
+        ({"weights": ""}, "--weights: says nothing"),
+        ({"colour": "red"}, "--colour: there is no such option"),
         ({"limit": 0, "batch_size": 0}, "--limit: .*greater than 0"),
     ],
 )
@@ -75,7 +77,7 @@ def test_what_is_said_of_one_of_several_models() -> None:
         model=["python:a:b", "scenes:maskrcnn"],
         weights=["scenes:maskrcnn=a=b.pth"],
         score_threshold=["0.3", "python:a:b=0.5"],
-        tasks=["detect", "scenes:maskrcnn=propose"],
+        task=["detect", "scenes:maskrcnn=propose"],
     )
     assert job.labels.tasks == ("detect",)
     assert job.labels.models == (
@@ -95,6 +97,19 @@ def test_what_is_said_of_one_of_several_models() -> None:
 def test_whose_it_is_must_be_plain(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="say it once, or once of each model as MODEL=VALUE"):
         Job.of("a", output="out", **options)
+
+
+@pytest.mark.parametrize("option", ["weights", "score_threshold", "task"])
+def test_a_model_that_the_job_does_not_have(option: str) -> None:
+    with pytest.raises(UserError, match=r"--.* one:c=0.5: one:c is no model of this job: one:a and two:b$"):
+        Job.of("a", output="out", model=["one:a", "two:b"], **{option: "one:c=0.5"})
+
+
+def test_paths_and_single_values_are_taken_as_they_come() -> None:
+    job = Job.of(Path("a"), output=Path("out"), model="a:b", weights=Path("m=1.pth"), include="*.png", task="detect")
+    assert job.labels.models == (ModelChoice(name="a:b", weights="m=1.pth"),)
+    assert (job.labels.sources, job.labels.include, job.labels.tasks) == (("a",), ("*.png",), ("detect",))
+    assert Job.of("a", output="out", model="a:b", weights="s3://b/m=1.pth").labels.models[0].weights == "s3://b/m=1.pth"
 
 
 def test_job_needs_a_source_and_a_model() -> None:
