@@ -30,8 +30,12 @@ def categories_of(
         things: which labels are no stuff, asked where neither the user nor COCO says; None: all
 
     Raises:
-        ModelError: there are more or fewer categories given
+        ModelError: there are more or fewer categories given, or a label has no name
     """
+    if not all(isinstance(names.get(label), str) for label in range(len(names))):
+        raise ModelError(
+            f"id2label names {[*names.items()]!s:.80}: give a text for each label from 0 to {len(names) - 1}"
+        )
     somebody = [label for label in range(len(names)) if names[label].strip().casefold() not in NOBODY]
     called = {label: ALIASES.get(names[label], names[label]) for label in somebody if names[label] != f"LABEL_{label}"}
     named = list(called) or somebody

@@ -19,7 +19,7 @@ from prelabel.operators.base import Model, Prediction, Proposals, Task
 from prelabel.operators.devices import torch_device
 from prelabel.operators.label_maps import semantic_segments, upsampled_argmax
 from prelabel.schemas.categories import VOC, CategorySet, label_map, numbered
-from prelabel.schemas.errors import ModelError
+from prelabel.schemas.errors import ModelError, one_line
 
 MOST_PIXELS = 2**21
 """Of the network's input. With a shorter side of 520 pixels, images up to about 7.7 times as long as wide have fewer
@@ -98,10 +98,9 @@ class SegmenterModel(Model):
             with torch.inference_mode():
                 answer: Any = self.network(black)
         except Exception as error:
-            text = " ".join(str(error).split())
             raise ModelError(
-                f"{self.name} fails on one float32 {tuple(black.shape)} image: {type(error).__name__}: {text:.300}: "
-                "give it torchvision's interface for semantic segmentation"
+                f"{self.name} fails on one float32 {tuple(black.shape)} image: {type(error).__name__}: "
+                f"{one_line(error):.300}: give it torchvision's interface for semantic segmentation"
             ) from error
         scores = answer.get("out") if isinstance(answer, dict) else None
         if not isinstance(scores, Tensor) or scores.ndim != 4 or len(scores) != 1:

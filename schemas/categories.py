@@ -215,11 +215,18 @@ def unite(sets: Sequence[CategorySet]) -> tuple[CategorySet, list[dict[int, int]
                     known, free = free, free + 1
                 united[known] = replace(category, id=known)
                 by_name.setdefault(name, known)
-            if category.isthing:  # whoever calls it stuff has no instances of it
-                united[known] = replace(united[known], isthing=True)
+            united[known] = _with_what_another_says(united[known], category)
             ids[category.id] = known
         renumbered.append(ids)
     return CategorySet(united.values()), renumbered
+
+
+def _with_what_another_says(category: Category, other: Category) -> Category:
+    """A category that is a thing or has keypoints in either set; whoever calls it stuff has no instances of it."""
+    isthing = category.isthing or other.isthing
+    if category.keypoints is not None:
+        return replace(category, isthing=isthing)
+    return replace(category, isthing=isthing, keypoints=other.keypoints, skeleton=other.skeleton)
 
 
 def load_categories(data: bytes, name: str) -> CategorySet:

@@ -97,8 +97,7 @@ def _quoted(what: str, error: BaseException) -> ModelError:
     frames = traceback.extract_tb(error.__traceback__)[1:]
     theirs = [frame for frame in frames if not frame.filename.startswith(("<", *_INSTALLED))]
     at = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-    text = one_line(error)
-    return ModelError(f"{what}: {type(error).__name__}: {text:.300}{at}")
+    return ModelError(f"{what}: {type(error).__name__}: {one_line(error):.300}{at}")
 
 
 def _as_it_is(spec: ModelSpec, made: Model, module: ModuleType) -> Model:

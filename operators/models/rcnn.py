@@ -2,7 +2,7 @@
 for accurate object detection and semantic segmentation (R-CNN), CVPR 2014.
 
 `rcnn:BUILDER` takes torchvision's, `rcnn:FAMILY:NAME` that of any family. Unlike the paper's, scores are the
-network's own probabilities, not those of SVMs on its features, and boxes stay as they were proposed.
+network's own probabilities, not those of SVMs on its features, and boxes are those proposed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
 from prelabel.operators.classifier import ClassifierModel
@@ -75,11 +75,12 @@ class RCNNModel(Model):
     def predict(
         self, images: Sequence[Tensor], tasks: frozenset[Task], regions: Sequence[Proposals] | None = None
     ) -> list[Prediction]:
-        """Boxes alone, see `Model.predict`; regions narrower or lower than a pixel are left out."""
+        """Boxes alone, see `Model.predict`; regions end at the borders, and those below a pixel are left out."""
         assert regions is not None
         return [Prediction(self._detect(image, one.boxes)) for image, one in zip(images, regions, strict=True)]
 
     def _detect(self, image: Tensor, boxes: np.ndarray) -> Instances:
+        boxes = clip_boxes_to_image(torch.from_numpy(boxes), (image.shape[1], image.shape[2])).numpy()
         boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)]
         probabilities = self._probabilities(image, boxes) * self._is_object
         region, output = torch.where(probabilities > self.classifier.score_threshold)
@@ -106,7 +107,7 @@ def warped_crops(image: Tensor, boxes: np.ndarray, size: tuple[int, int]) -> Ite
 
     Args:
         image: uint8 (3, H, W)
-        boxes: float32 (N, 4), x0 y0 x1 y1 in its pixels
+        boxes: float32 (N, 4), x0 y0 x1 y1 in its pixels, none beyond its borders
         size: (height, width) of the crops
     """
     down, across = (1 + math.ceil(side * CONTEXT) for side in image.shape[1:])

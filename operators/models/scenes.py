@@ -84,12 +84,11 @@ class ScenesModel(DetectorModel):
             categories: the five things, then the four kinds of stuff; None: numbered
             options: see `DetectorModel`
         """
-        every = categories or _numbered()
-        self._semantic_ids = label_map(every, NUM_SEMANTIC_CLASSES)
-        things = CategorySet(every[one] for one in self._semantic_ids[1:NUM_CLASSES].tolist())
-        super().__init__(network, name=name, categories=things, **options)
+        super().__init__(network, name=name, **options)
         self.tasks |= {Task.SEGMENT_SEMANTIC}
-        self.categories = every
+        self.categories = categories or _numbered()
+        self._semantic_ids = label_map(self.categories, NUM_SEMANTIC_CLASSES)
+        self._category_ids = self._semantic_ids[:NUM_CLASSES]
         self.head = head.eval().requires_grad_(False).to(self.device)
 
     def predict(

@@ -34,7 +34,7 @@ from prelabel.operators.transformers_models import (
     TransformersSegmenter,
 )
 from prelabel.operators.weights import file_digest, read_weights
-from prelabel.schemas.errors import ModelError
+from prelabel.schemas.errors import ModelError, one_line
 
 BOXES = ("detect",)
 LABEL_MAP = ("segment_semantic",)
@@ -157,7 +157,7 @@ def _digest(folder: Path, weights: str | None) -> str:
 
 def _line(error: Exception) -> str:
     """The error's text in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
+    return f"{type(error).__name__}: {one_line(error):.120}"
 
 
 # ---- network

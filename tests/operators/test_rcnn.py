@@ -139,6 +139,10 @@ def test_rcnn_is_a_loop_over_crops() -> None:
     assert len(together[0]) > 10
     assert set(together[0].category_ids.tolist()) == {3, 5, 8}
     assert {len(found) for found in together[-1:]} == {0}
+    beyond = Proposals(np.array([[-90, -90, 900, 900], [900, 0, 950, 50]], np.float32), np.ones(2, np.float32))
+    (whole,) = detect(model, images[:1], [beyond])
+    height, width = SIZES[0]
+    assert (whole.boxes == [0, 0, width, height]).all()
 
 
 def test_overlap_is_exact_far_out_in_a_panorama() -> None:

@@ -177,6 +177,12 @@ def test_categories_of_a_user() -> None:
     for wrong in (things, [*things, *stuff[:3]]):
         with pytest.raises(ModelError, match="9 classes besides the background, and there are"):
             load_model(ModelSpec("scenes:maskrcnn", categories=CategorySet(wrong)))
+    some = CategorySet([Category(2, "thing 2"), Category(9, "stuff 9", isthing=False)])
+    (found,) = load_model(ModelSpec("scenes:maskrcnn", categories=some)).predict([image], INSTANCES | SEGMENT)
+    assert found.instances is not None
+    assert set(found.instances.category_ids.tolist()) <= {2}
+    assert found.semantic is not None
+    assert set(found.semantic.category_ids.tolist()) <= {2, 9}
 
 
 def test_a_file_without_the_head_is_the_mask_rcnn_alone(tmp_path: Path, stock_network: MaskRCNN) -> None:

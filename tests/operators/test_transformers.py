@@ -544,6 +544,8 @@ def test_given_categories() -> None:
         categories_of(named(*"abcdef"), two)
     with pytest.raises(ModelError, match="6 labels, and there are 4 categories"):
         categories_of(named(*"abcdef"), numbered(5))
+    with pytest.raises(ModelError, match=r"id2label names .*: give a text for each label from 0 to 1"):
+        categories_of({1: "cat", 2: "dog"})
 
 
 # ---- loading

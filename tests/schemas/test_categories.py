@@ -182,6 +182,12 @@ def test_what_one_set_calls_a_thing_is_one() -> None:
         assert rock.isthing
 
 
+def test_keypoints_that_one_set_names_are_the_categorys() -> None:
+    for sets in ([COCO, COCO_PERSON], [COCO_PERSON, COCO]):
+        assert unite(sets)[0][1].keypoints == COCO_PERSON[1].keypoints
+        assert unite(sets)[0][1].skeleton == COCO_PERSON[1].skeleton
+
+
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdef")), unique_by=lambda pair: pair[0])))
 def test_united_sets_keep_every_category_apart_or_together_by_name(pairs: list[list[tuple[int, str]]]) -> None:
     sets = [CategorySet(Category(number, name) for number, name in some) for some in pairs]
