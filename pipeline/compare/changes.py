@@ -14,6 +14,7 @@ from prelabel.pipeline.compare.matching import Objects, Pair
 SAME = 0.95
 """The IoU from which an object has not moved."""
 COUNTS = ("before", "after", "matched", "moved", "reclassified", "appeared", "vanished")
+_HEADERS = [name.upper() for name in COUNTS]
 _SHOWN = 5
 
 
@@ -117,7 +118,7 @@ class Changes:
             found[ours].vanished -= 1
             found[theirs].appeared -= 1
             if ours == theirs:
-                found[ours].count_pair(iou, after.scores[j] - before.scores[i])
+                found[ours].count_pair(iou, float(after.scores[j] - before.scores[i]))
             else:
                 found[ours].reclassified += 1
                 self.reclassified[ours, theirs] += 1
@@ -136,8 +137,8 @@ class Changes:
     def lines(self) -> Iterator[str]:
         """A table of the categories, those that changed most first."""
         ordered = sorted(self.categories.items(), key=lambda one: (-one[1].amount, one[0]))
-        header = [name.upper() for name in ("category", *COUNTS)] + ["MEAN IOU", "SCORE CHANGE"]
-        yield from _aligned([header, *(_cells(*one) for one in ordered), _cells("all", self.total)])
+        rows = [[name, *_counts(change), *_means(change)] for name, change in [*ordered, ("all", self.total)]]
+        yield from _aligned([["CATEGORY", *_HEADERS, "MEAN IOU", "SCORE CHANGE"], *rows])
         for (ours, theirs), count in self.reclassified.most_common(_SHOWN):
             yield f"{count:,} {ours} became {theirs}"
 
@@ -198,22 +199,23 @@ class Comparison:
         yield f"{self.images['compared']:,} images compared, {self.before} with {self.after}"
         for group, words in GROUPS.items():
             if count := self.images[group]:
-                more = (
-                    f" and {count - len(shown):,} more" if len(shown := self.examples[group][:_SHOWN]) < count else ""
-                )
-                yield f"{count:,} {words}: {', '.join(shown)}{more}"
+                shown = self.examples[group][:_SHOWN]
+                more = [f"and {count - len(shown):,} more"] if len(shown) < count else []
+                yield f"{count:,} {words}: {', '.join(shown + more)}"
         for kind, changes in self.kinds.items():
             yield from ("", f"{kind}:", *changes.lines())
         if self.most_changed:
-            header = ["IMAGE", "CHANGE", *(name.upper() for name in COUNTS)]
-            images = [[one.key, f"{one.change.amount:.2f}", *_cells("", one.change)[1:-2]] for one in self.most_changed]
-            yield from ("", "images that changed most:", *_aligned([header, *images]))
+            rows = [[one.key, f"{one.change.amount:.2f}", *_counts(one.change)] for one in self.most_changed]
+            yield from ("", "images that changed most:", *_aligned([["IMAGE", "CHANGE", *_HEADERS], *rows]))
 
 
-def _cells(name: str, change: Change) -> list[str]:
-    means = zip((change.mean_iou, change.score_change), (".3f", "+.3f"), strict=True)
-    counts = (f"{getattr(change, count):,}" for count in COUNTS)
-    return [name, *counts, *("-" if mean is None else format(mean, form) for mean, form in means)]
+def _counts(change: Change) -> list[str]:
+    return [f"{getattr(change, name):,}" for name in COUNTS]
+
+
+def _means(change: Change) -> list[str]:
+    means = ((change.mean_iou, ".3f"), (change.score_change, "+.3f"))
+    return ["-" if mean is None else format(mean, form) for mean, form in means]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from prelabel.pipeline.dataset import LabelDataset
 
 GROUPS = {
-    "other_bytes": "of these whose bytes differ",
+    "other_bytes": "of them with other bytes",
     "failed_before": "failed before only",
     "failed_after": "failed after only",
     "failed_both": "failed in both",
     "only_before": "there before only",
     "only_after": "there after only",
 }
-"""Images that are set apart, and what is said of them; only the first are compared all the same."""
+"""Images that are set apart, and what is said of them; those with other bytes are compared all the same."""
 
 
 class Image(NamedTuple):

@@ -101,15 +101,15 @@ def _overlapping(before: Objects, after: Objects, threshold: float) -> tuple[np.
 def _ious(before: Objects, after: Objects, some: slice, threshold: float) -> np.ndarray:
     """(N, M), of some of the objects before with all after; what is below the threshold may be any such number."""
     ious = _box_ious(before.boxes[some], after.boxes)
-    areas = before.areas[some, None]
-    masked = (areas >= 0) & (after.areas >= 0) & (areas + after.areas > 0)
+    masks, areas = before.masks[some], before.areas[some, None] + after.areas
+    masked = areas > 0
     if masked.any():
         ious = np.where(masked, _most_mask_ious(before, after, some), ious)
-        candidates = masked & (ious >= threshold)  # only these are compared run by run
-        for row in np.flatnonzero(candidates.any(axis=1)):
-            columns = np.flatnonzero(candidates[row])
-            partners = after.masks[columns].tolist()
-            ious[row, columns] = coco_mask.iou([before.masks[some][row]], partners, [0] * len(partners))[0]
+    rows, columns = np.nonzero(masked & (ious >= threshold))  # only these are compared run by run
+    if len(rows):
+        pairs = zip(masks[rows], after.masks[columns], strict=True)
+        shared = coco_mask.area([coco_mask.merge(pair, intersect=True) for pair in pairs]).astype(float)
+        ious[rows, columns] = shared / (areas[rows, columns] - shared)
     return ious
 
 
