@@ -91,8 +91,21 @@ class TransformersFamily(Family):
                 options=spec.options,
             )
             if config.model_type == "oneformer":
-                return TransformersMaskClassifier(loaded, _prompts(loaded.processor, config, folder))
-            return kind(loaded)
+                return _tried(TransformersMaskClassifier(loaded, _prompts(loaded.processor, config, folder)))
+            return _tried(kind(loaded))
+
+
+def _tried(model: TransformersModel) -> TransformersModel:
+    """The model, after one pass over a black image: another network's image processor is told by nothing else."""
+    black = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    try:
+        model.predict([black], frozenset({min(model.tasks)}))
+    except Exception as error:
+        raise ModelError(
+            f"{model.name} fails on a black image ({_line(error)}): check that {type(model.processor).__name__} is its "
+            "network's own image processor"
+        ) from error
+    return model
 
 
 @contextmanager
@@ -225,11 +238,11 @@ def _read(kind: Any, folder: Path, **options: Any) -> Any:
     """A configuration, image processor or tokenizer of the directory."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # on malformed files the library raises anything
         raise ModelError(
             f"{folder}: {kind.__name__} can't read it ({_line(error)}): save the model and its image processor there "
             "with save_pretrained"
-        ) from None
+        ) from error
 
 
 def _prompts(processor: Any, config: Any, folder: Path) -> dict[str, Tensor]:
@@ -254,7 +267,7 @@ def _things(folder: Path, processor: Any) -> frozenset[int] | None:
         file = folder / name
         file = file if file.is_file() else Path(hf_hub_download(repository, name, repo_type="dataset"))
         return frozenset(int(label) for label, about in json.loads(file.read_bytes()).items() if about["isthing"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{folder}: the list of its classes {name} of {repository} can't be had ({_line(error)}): put it there, or "
             "say with --categories what its labels are"

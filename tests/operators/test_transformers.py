@@ -607,6 +607,14 @@ def test_weights_of_another_network(saved: Callable[[str], Path], tmp_path: Path
     with pytest.raises(ModelError, match="check --model"):
         load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
+    transformers.ViTImageProcessor(size=SQUARE).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"fails on a black image .*: check that ViTImageProcessor is its network's own"
+    ):
+        load(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="AutoImageProcessor can't read it"):
+        load(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="AutoImageProcessor can't read it"):
         load(tmp_path)
