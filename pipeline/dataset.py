@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.storage import Storage
+from prelabel.schemas import rle
 from prelabel.schemas.categories import Category, CategorySet
-from prelabel.schemas.errors import JobError, one_line
+from prelabel.schemas.errors import JobError, UserError, one_line
 from prelabel.schemas.job import JobRecord
 from prelabel.schemas.tables import TABLES, part_name
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+    from polars import LazyFrame
 
 
 class LabelDataset:
@@ -21,6 +30,7 @@ class LabelDataset:
 
     Attributes:
         url: of the output
+        storage: the output folder
         record: what `job.json` says
         categories: what could be found
         units: numbers of the committed units, sorted
@@ -30,9 +40,9 @@ class LabelDataset:
     """
 
     def __init__(self, url: str) -> None:
-        self._storage = Storage(url)
-        manifest = Manifest(self._storage)
-        self.url = self._storage.url
+        self.storage = Storage(url)
+        manifest = Manifest(self.storage)
+        self.url = self.storage.url
         self.record: JobRecord = manifest.read_job()
         self.categories = CategorySet(map(Category.from_coco, self.record.categories))
         self.units = sorted(manifest.committed())
@@ -42,8 +52,8 @@ class LabelDataset:
         """Whether every planned unit is committed."""
         return len(self.units) == self.record.units
 
-    def table(self, name: str) -> ds.Dataset:
-        """A pyarrow dataset over the committed parts of a table, in image order; no rows where the job wrote none.
+    def parts(self, name: str) -> list[str]:
+        """The committed parts of a table in image order, as named in the storage; none where the job wrote none.
 
         Raises:
             JobError: there is no table of that name.
@@ -51,8 +61,19 @@ class LabelDataset:
         if name not in TABLES:
             raise JobError(f"there is no table {name!r}: choose from {', '.join(TABLES)}")
         units = self.units if name in self.record.tables else []
-        paths = [self._storage.path(f"{name}/{part_name(unit)}") for unit in units]
-        files = PyFileSystem(FSSpecHandler(self._storage.fs))
+        return [f"{name}/{part_name(unit)}" for unit in units]
+
+    def table(self, name: str) -> ds.Dataset:
+        """A pyarrow dataset over the committed parts of a table, in image order; no rows where the job wrote none.
+
+        Raises:
+            JobError: there is no table of that name.
+        """
+        return self._over(name, self.parts(name))
+
+    def _over(self, name: str, parts: list[str]) -> ds.Dataset:
+        paths = [self.storage.path(part) for part in parts]
+        files = PyFileSystem(FSSpecHandler(self.storage.fs))
         return ds.FileSystemDataset.from_paths(paths, schema=TABLES[name], format=_format(), filesystem=files)
 
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -61,12 +82,74 @@ class LabelDataset:
         Raises:
             JobError: there is no such table, or one of its parts is missing or damaged.
         """
-        for fragment in self.table(name).get_fragments():
+        return self._batches(name, self.parts(name), columns=columns)
+
+    def _batches(self, name: str, parts: list[str], **scan: Any) -> Iterator[pa.RecordBatch]:
+        for fragment in self._over(name, parts).get_fragments():
             try:
-                yield from fragment.to_batches(columns=columns, use_threads=False, batch_readahead=1)
+                yield from fragment.to_batches(**scan, use_threads=False, batch_readahead=1)
             except (OSError, pa.ArrowException) as error:
                 reason = one_line(error)
                 raise JobError(f"{fragment.path} can't be read ({reason}): put it back, or label anew") from error
+
+    def rows(self, name: str, image_id: int) -> pa.Table:
+        """An image's rows of a table, found by reading one part; none where the image's unit is not committed.
+
+        Raises:
+            JobError: there is no such table, or one of its parts is missing or damaged.
+        """
+        place = bisect_right(self.units, image_id, key=self._first_image_id) - 1
+        parts = self.parts(name)[max(place, 0) : place + 1]
+        batches = self._batches(name, parts, filter=pc.field("image_id") == image_id)
+        return pa.Table.from_batches(batches, TABLES[name])
+
+    def _first_image_id(self, unit: int) -> int:
+        first = next(self._batches("images", [f"images/{part_name(unit)}"], columns=["image_id"]))
+        return int(first["image_id"][0].as_py())
+
+    def masks(self, image_id: int) -> dict[int, np.ndarray]:
+        """The masks of an image's annotations, bool (height, width), by annotation_id; those without one are left out.
+
+        Raises:
+            JobError: a part is missing or damaged.
+        """
+        rows = self.rows("annotations", image_id).select(["annotation_id", "segmentation"]).to_pylist()
+        return {row["annotation_id"]: self.mask(row["segmentation"]) for row in rows if row["segmentation"]}
+
+    @staticmethod
+    def mask(segmentation: Mapping[str, Any]) -> np.ndarray:
+        """The mask of a `segmentation` as the tables have it: bool (height, width).
+
+        Raises:
+            UserError: it is no run-length mask.
+        """
+        return rle.decode(rle.Rle.from_coco(segmentation))
+
+    def duckdb(self) -> DuckDBPyConnection:
+        """DuckDB with a view for each table; it can read and write files of yours, too.
+
+        Raises:
+            JobError: a part is missing or damaged.
+        """
+        from prelabel.pipeline.query import connect
+
+        return connect(self, sealed=False)
+
+    def polars(self, name: str) -> LazyFrame:
+        """A Polars frame over a table; on a bucket, Polars is given all columns and rows that pyarrow can't leave out.
+
+        Raises:
+            JobError: there is no such table.
+            UserError: Polars is not installed.
+        """
+        try:
+            import polars
+        except ImportError as error:
+            raise UserError("Polars is not installed: pip install polars") from error
+        paths = [self.storage.path(part) for part in self.parts(name)]
+        if paths and self.storage.is_local:
+            return polars.scan_parquet(paths, glob=False)
+        return polars.scan_pyarrow_dataset(self.table(name))
 
 
 def _format() -> ds.ParquetFileFormat:
