@@ -76,6 +76,8 @@ class CommittedParts(AbstractFileSystem):
         self._measure = patiently(dataset.storage.fs.size)
         self._parts: dict[str, dict[str, None]] = {}  # table -> its parts, a set in order
         self._sizes: dict[str, int] = {}
+        self._listed: set[str] = set()
+        self._listing = threading.Lock()
 
     def glob(self, path: str, **_: Any) -> list[str]:
         """The parts of a table whose names match."""
@@ -85,19 +87,30 @@ class CommittedParts(AbstractFileSystem):
 
     def _parts_of(self, table: str) -> dict[str, None]:
         if table in TABLES and table not in self._parts:
-            parts = self._dataset.parts(table)
-            if parts and not self._storage.is_local:
-                self._storage.names(table)  # a bucket's file system keeps the sizes: a request for 1,000, not for each
-            self._parts[table] = dict.fromkeys(parts or [f"{table}/{EMPTY_PART}"])
+            self._parts[table] = dict.fromkeys(self._dataset.parts(table) or [f"{table}/{EMPTY_PART}"])
         return self._parts.get(table, {})
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """A part's name and size in bytes."""
         name = path.removeprefix("parts://")
         if name not in self._sizes:
-            empty = name.endswith(EMPTY_PART)
-            self._sizes[name] = len(_empty_part(name)) if empty else self._measure(self._storage.path(name))
+            self._sizes[name] = self._size_of(name)
         return {"name": path, "type": "file", "size": self._sizes[name]}
+
+    def _size_of(self, name: str) -> int:
+        if name.endswith(EMPTY_PART):
+            return len(_empty_part(name))
+        table = _table_of(name)
+        if not self._storage.is_local and name != next(iter(self._parts[table])):
+            self._list(table)  # the first part tells the columns; who opens another one will open most
+        return self._measure(self._storage.path(name))
+
+    def _list(self, table: str) -> None:
+        """Once, since a bucket's file system remembers the sizes that it lists: one request for 1,000 parts."""
+        with self._listing:
+            if table not in self._listed:
+                self._storage.names(table)
+                self._listed.add(table)
 
     def modified(self, path: str) -> datetime:
         """Never: a committed part stays as it is."""
@@ -107,16 +120,12 @@ class CommittedParts(AbstractFileSystem):
         """A part to read.
 
         Raises:
-            JobError: it can't be read.
             PermissionError: it is no committed part, or is to be written.
         """
         name = path.removeprefix("parts://")
         if mode != "rb" or name not in self._parts_of(_table_of(name)):
             raise PermissionError(f"{path} is to be written, or is no committed part")
-        try:
-            return _OpenPart(self._reader(name))
-        except OSError as error:
-            raise JobError(f"{name} can't be read ({one_line(error)}): put it back, or label anew") from error
+        return _OpenPart(self._reader(name))
 
     def _reader(self, name: str) -> Callable[[int, int], bytes]:
         """What reads the bytes [start, end) of a part."""
@@ -174,7 +183,7 @@ def connect(dataset: LabelDataset, sealed: bool = True) -> DuckDBPyConnection:
     _close_at_exit(connection)
     connection.register_filesystem(CommittedParts(dataset))
     spill = os.path.join(tempfile.gettempdir(), f"prelabel-{uuid.uuid4().hex}").replace("'", "''")
-    settings = {"parquet_metadata_cache": "true", "temp_directory": f"'{spill}'"}
+    settings = {"temp_directory": f"'{spill}'", "parquet_metadata_cache": "true", "enable_progress_bar": "false"}
     settings |= {} if dataset.storage.is_local else {"threads": str(BUCKET_THREADS)}
     settings |= SEALED if sealed else {}
     views = [f"CREATE VIEW {name} AS FROM read_parquet('parts://{name}/*')" for name in TABLES]
@@ -232,8 +241,9 @@ def _wait(connection: DuckDBPyConnection, work: Callable[[], T]) -> T:
 
 def _refusal(error: Exception) -> PrelabelError:
     message = str(error).partition("\n\nLINE ")[0]
-    *_, of_ours, reason = message.rpartition(f"{JobError.__name__}: ")
-    return JobError(reason) if of_ours else UserError(f"the query can't be answered: {one_line(message)}")
+    if message.startswith("Traceback"):  # from CommittedParts
+        return JobError(f"a part can't be read ({message.splitlines()[-1]}): put it back, or label anew")
+    return UserError(f"the query can't be answered: {one_line(message)}")
 
 
 def query(
@@ -355,7 +365,7 @@ def _table(names: list[str], numeric: list[bool], cells: list[list[str]], width:
     if wanted > 2 * width:
         table = Table(show_header=False)
         table.add_column(min_width=max(map(len, names)))
-        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for row in cells:
             for name, cell in zip(names, row, strict=True):
                 table.add_row(Text(name), Text(cell))
