@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -76,9 +76,12 @@ class TransformersModel(Model):
     """Preprocessing and batching; subclasses read the network's outputs.
 
     An image is resized by the rules of its processor, less the center crop of those made for classification, which
-    would leave the margins without labels. Where the rules give an image a side of 0, or one over MAX_EDGE because
-    they bound the shorter edge alone, its longer edge becomes the longest allowed, and both multiples of 32.
+    would leave the margins without labels. Where the rules give an image a side under `least_side`, or one over
+    MAX_EDGE because they bound the shorter edge alone, its longer edge becomes the longest allowed, and both multiples
+    of 32.
     """
+
+    least_side: ClassVar[int] = 1
 
     def __init__(self, loaded: Loaded) -> None:
         """Takes the network and its processor over."""
@@ -126,7 +129,7 @@ class TransformersModel(Model):
             size = _shape(self._process(image))
         except (ValueError, RuntimeError):  # of a side of 0
             size = None
-        if size and (not endless or max(size) <= MAX_EDGE):
+        if size and min(size) >= self.least_side and (not endless or max(size) <= MAX_EDGE):
             return Input(size, {})
         scale = (longest or MAX_EDGE) / max(height, width)
         sides = (max(int(side * scale) // _STRIDE, 1) * _STRIDE for side in (height, width))
@@ -169,6 +172,7 @@ class TransformersSegmenter(TransformersModel):
     """A label per pixel: whatever `AutoModelForSemanticSegmentation` takes, upsampled and read strip by strip."""
 
     tasks = frozenset({Task.SEGMENT_SEMANTIC})
+    least_side: ClassVar[int] = _STRIDE  # SegFormer's coarsest attention fails on less
 
     def _look(self, batch: dict[str, Tensor], sizes: list[Size], tasks: frozenset[Task]) -> list[Prediction]:
         logits = self.network(**batch).logits

@@ -188,6 +188,40 @@ def evaluate(url: str, truth: str, as_json: bool) -> int:
 
 
 @cli.command()
+@click.argument("before")
+@click.argument("after")
+@click.option("--iou", default=0.5, show_default=True, metavar="X", help="Lowest of two objects that are the same.")
+@click.option("--score-threshold", default=0.0, metavar="X", help="Leave out what scores lower, in both jobs.")
+@click.option("--images", default=10, show_default=True, type=click.IntRange(1), metavar="N", help="Most to name.")
+@json_option
+def compare(before: str, after: str, iou: float, score_threshold: float, images: int, as_json: bool) -> int:
+    """Say what differs between two jobs over the same images.
+
+    Objects are the same that overlap most, those of the same category first: matched (IoU of 0.95 or more), moved,
+    or reclassified; the others have appeared or vanished. Segments are compared likewise. Images are matched by key.
+
+    \b
+    Examples:
+      prelabel compare labels labels-of-the-new-model
+      prelabel compare labels corrected --score-threshold 0.5 --json
+    """
+    from prelabel.pipeline.compare import compare as find_changes
+    from prelabel.pipeline.dataset import open_dataset
+
+    jobs = open_dataset(before), open_dataset(after)
+    for url, job in zip((before, after), jobs, strict=True):
+        if not job.is_complete:
+            click.echo(f"{url} is not finished: {len(job.units)} of {job.record.units} units are compared", err=True)
+    found = find_changes(*jobs, iou, score_threshold, images)
+    if as_json:
+        click.echo(json.dumps(found.to_dict()))
+        return 0
+    for line in found.lines():
+        click.echo(line, err=True)
+    return 0
+
+
+@cli.command()
 @click.option("--task", metavar="TASK", help="Only models that can do it.")
 @json_option
 def models(task: str | None, as_json: bool) -> int:

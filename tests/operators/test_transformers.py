@@ -491,6 +491,15 @@ def test_the_margins_are_not_cropped_off_and_no_side_is_endless(tmp_path: Path) 
     assert sum(mask.area for mask in found.masks) == 60 * 90
 
 
+def test_a_strip_is_not_too_thin_for_segformer(tmp_path: Path) -> None:
+    transformers.SegformerForSemanticSegmentation(segformer(id2label=NAMES)).save_pretrained(tmp_path)
+    transformers.SegformerImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.input_size(60, 90) == (64, 96)
+    found = predict(model, random_image(20, 2000), SEMANTIC).semantic
+    assert sum(mask.area for mask in found.masks) == 20 * 2000
+
+
 def test_strips_and_small_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.rand(3, 7, 9, generator=torch.Generator().manual_seed(0))
     candidates = queries.Candidates(values, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 1]))
