@@ -188,6 +188,34 @@ def evaluate(url: str, truth: str, as_json: bool) -> int:
 
 
 @cli.command()
+@click.argument("url")
+@click.argument("sql")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(["table", "csv", "json", "parquet", "arrow"]),
+    help="[default: by --to's suffix; a table on a terminal, csv elsewhere]",
+)
+@click.option("--to", metavar="PATH", help="The file to write. [default: standard output]")
+@click.option("--rows", default=40, show_default=True, type=click.IntRange(1), metavar="N", help="Most to show.")
+def query(url: str, sql: str, format_name: str | None, to: str | None, rows: int) -> int:
+    """Answer a question in SQL, by DuckDB over the committed rows.
+
+    There are the tables images, annotations, segments and proposals. The question reads them and nothing else.
+
+    \b
+    Examples:
+      prelabel query labels "SELECT category, count(*) FROM annotations GROUP BY category ORDER BY 2 DESC"
+      prelabel query s3://bucket/labels "SELECT key FROM images WHERE num_annotations = 0" --to empty.csv
+    """
+    from prelabel.pipeline.dataset import open_dataset
+    from prelabel.pipeline.query import query as answer
+
+    answer(open_dataset(url), sql, format_name, to, rows)
+    return 0
+
+
+@cli.command()
 @click.argument("before")
 @click.argument("after")
 @click.option("--iou", default=0.5, show_default=True, metavar="X", help="Lowest of two objects that are the same.")
