@@ -198,7 +198,7 @@ def test_what_cannot_run_is_said_before_anything_is_written(tmp_path: Path) -> N
         (SourceError, "no images", {"source": str(tmp_path / "nothing")}),
         (SourceError, "nothing is at", {"source": str(tmp_path / "absent")}),
         (ModelError, "there is no model", {"model": "torchvision:maskrcn_resnet50_fpn"}),
-        (ModelError, "can't", {"tasks": ["classify"]}),
+        (ModelError, "can't", {"task": ["classify"]}),
     ]
     for error, message, change in wrong:
         options = {"source": source, **CHANNELS} | change

@@ -135,9 +135,9 @@ def test_regions_travel_from_model_to_model(source: str, tmp_path: Path, pools: 
     ("models", "options", "message"),
     [
         (["lights"], {}, "looks at regions only: put a model that proposes before it; take --model "),
-        (["channels"], {"tasks": ["classify"]}, "can't classify: .* can detect, segment_instances; take --model "),
-        (["channels"], {"tasks": ["fuse_panoptic"]}, "one model that does it, or two that"),
-        (["channels", "grounds"], {"tasks": ["detect"]}, "nothing is asked of python:tiny_models:grounds"),
+        (["channels"], {"task": ["classify"]}, "can't classify: .* can detect, segment_instances; take --model "),
+        (["channels"], {"task": ["fuse_panoptic"]}, "one model that does it, or two that"),
+        (["channels", "grounds"], {"task": ["detect"]}, "nothing is asked of python:tiny_models:grounds"),
         (["channels"], {"keep_proposals": 3}, "can't propose"),
     ],
 )
