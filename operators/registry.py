@@ -71,6 +71,8 @@ def assign(
     if Task.FUSE_PANOPTIC in (explicit or written) or (not explicit and _is_fusible(models)):
         written |= {Task.FUSE_PANOPTIC} | _fuse(models, asked)
     _hand_regions_on(models, asked)
+    if any(model.takes_regions for model in models) and Task.PROPOSE not in explicit and not keep_proposals:
+        written -= {Task.PROPOSE}  # they are for the other model
     for model, tasks in zip(models, asked, strict=True):
         if not tasks:
             raise ModelError(f"nothing is asked of {model.name}, which can {_listed(model.tasks)}: leave it out")

@@ -13,7 +13,10 @@ from prelabel.operators.models import ModelSpec
 from prelabel.pipeline.storage import local_copy
 from prelabel.schemas.errors import PrelabelError
 
-PACKAGES = ("prelabel", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "numba", "transformers")
+PACKAGES = (
+    *("prelabel", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "numba"),
+    *("transformers", "timm", "opencv-contrib-python-headless"),
+)
 """Results depend on their versions."""
 
 

@@ -94,6 +94,8 @@ def test_one_model_is_chosen_for_stuff() -> None:
 
 def test_regions_come_from_the_nearest_model_before() -> None:
     assert asked(MASKS, REGIONS, CROPS, common=["detect"]) == [{DETECT}, {PROPOSE}, {DETECT}, {DETECT}]
+    assert asked(REGIONS, CROPS) == [{PROPOSE}, {DETECT}, {DETECT}]
+    assert asked(REGIONS, CROPS, keep=True)[2] == {PROPOSE, DETECT}
     with pytest.raises(ModelError, match="test:crops looks at regions only: put a model that proposes before it"):
         assign([CROPS, REGIONS])
 
