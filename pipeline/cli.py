@@ -345,7 +345,7 @@ def _print_dry_run(found: Any, as_json: bool) -> None:
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     click.echo(f"would label {found.images:,} images ({found.num_bytes / 1e6:,.1f} MB as far as listed)", err=True)
     click.echo(f"in {found.units:,} units from {found.shards:,} shards: {', '.join(found.tasks)}", err=True)
-    click.echo(f"{len(names)} categories: {shown}; nothing was written", err=True)
+    click.echo(f"{len(names)} categories{': ' * bool(names)}{shown}; nothing was written", err=True)
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ class Labels(_Section):
 
 
 class Runtime(_Section):
-    """How the work is run: nothing here changes a result.
+    """How the work is run: nothing here changes a result beyond the rounding of floats.
 
     Attributes:
         pools: "shared", each worker holds all models; "each", every model has workers of its own
