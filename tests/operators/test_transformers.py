@@ -16,16 +16,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_transformers import (
+    BUILDERS,
+    DETECTORS,
+    IDS,
+    MASK_CLASSIFIERS,
+    NAMES,
+    PANORAMAS,
+    SQUARE,
+    STUFF,
+    detr,
+    random_image,
+    save,
+    segformer,
+    vary,
+)
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from prelabel.operators import label_maps, queries
 from prelabel.operators.base import Instances, Model, Segments, Task
-from prelabel.operators.label_names import categories_of
 from prelabel.operators.models import ModelSpec, available, load_model
 from prelabel.operators.options import Options
 from prelabel.operators.queries import upscaled_runs
-from prelabel.schemas.categories import COCO, COCO_PANOPTIC, VOC, Category, CategorySet, numbered
+from prelabel.schemas.categories import numbered
 from prelabel.schemas.errors import ModelError
 from prelabel.schemas.rle import decode, encode
 
@@ -35,232 +49,6 @@ DETECT = frozenset({Task.DETECT})
 SEGMENT = frozenset({Task.SEGMENT_INSTANCES})
 SEMANTIC = frozenset({Task.SEGMENT_SEMANTIC})
 PANOPTIC = frozenset({Task.FUSE_PANOPTIC})
-NAMES = {0: "person", 1: "tree-merged", 2: "car", 3: "sky-other-merged", 4: "dog"}
-IDS = np.array([1, 184, 3, 187, 18])
-STUFF = {1, 3}
-TOLD = ("semantic", "instance", "panoptic")
-EDGES = {"shortest_edge": 64, "longest_edge": 128}
-SQUARE = {"height": 64, "width": 64}
-SMALL = {
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 8,
-    "decoder_attention_heads": 8,
-    "encoder_ffn_dim": 16,
-    "decoder_ffn_dim": 16,
-}
-
-
-# ---- tiny networks
-
-
-def resnet() -> Any:
-    return transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 16, 32],
-        depths=[1] * 4,
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-
-
-def swin() -> Any:
-    return transformers.SwinConfig(
-        embed_dim=8,
-        depths=[1] * 4,
-        num_heads=[1, 1, 2, 2],
-        window_size=4,
-        image_size=64,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-
-
-def detr(**more: Any) -> Any:
-    small = SMALL | {"use_timm_backbone": False, "backbone_config": resnet(), "num_queries": 12}
-    return transformers.DetrConfig(**small, **more)
-
-
-def detr_timm(**more: Any) -> Any:
-    backbone = transformers.TimmBackboneConfig(
-        backbone="resnet10t", out_indices=[1, 2, 3, 4], use_pretrained_backbone=False
-    )
-    return transformers.DetrConfig(**SMALL | {"backbone_config": backbone, "num_queries": 12}, **more)
-
-
-def rt_detr_parts(points: Any) -> dict[str, Any]:
-    return {
-        "encoder_hidden_dim": 16,
-        "encoder_in_channels": [16] * 3,
-        "encoder_ffn_dim": 16,
-        "encoder_attention_heads": 2,
-        "d_model": 16,
-        "num_queries": 10,
-        "decoder_in_channels": [16] * 3,
-        "decoder_ffn_dim": 16,
-        "decoder_layers": 2,
-        "decoder_attention_heads": 2,
-        "decoder_n_points": points,
-        "num_denoising": 0,
-    }
-
-
-def rt_detr(**more: Any) -> Any:
-    backbone = transformers.RTDetrResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 16, 16],
-        depths=[1] * 4,
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    return transformers.RTDetrConfig(backbone_config=backbone, **rt_detr_parts(2), **more)
-
-
-def d_fine(**more: Any) -> Any:
-    backbone = transformers.HGNetV2Config(
-        stem_channels=[3, 8, 8],
-        stage_in_channels=[8, 8, 16, 16],
-        stage_mid_channels=[8] * 4,
-        stage_out_channels=[8, 16, 16, 16],
-        stage_num_blocks=[1] * 4,
-        stage_numb_of_layers=[1] * 4,
-        stage_light_block=[False] * 4,
-        hidden_sizes=[8, 16, 16, 16],
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    return transformers.DFineConfig(backbone_config=backbone, hidden_expansion=0.5, **rt_detr_parts([2] * 3), **more)
-
-
-def yolos(**more: Any) -> Any:
-    return transformers.YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=[64, 96],
-        num_detection_tokens=10,
-        **more,
-    )
-
-
-def segformer(**more: Any) -> Any:
-    return transformers.SegformerConfig(
-        depths=[1] * 4,
-        hidden_sizes=[8, 8, 16, 16],
-        num_attention_heads=[1, 1, 2, 2],
-        decoder_hidden_size=16,
-        **more,
-    )
-
-
-def mask2former(**more: Any) -> Any:
-    return transformers.Mask2FormerConfig(
-        backbone_config=swin(),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=16,
-        num_queries=12,
-        **more,
-    )
-
-
-def maskformer(**more: Any) -> Any:
-    return transformers.MaskFormerConfig(
-        backbone_config=swin(), fpn_feature_size=32, mask_feature_size=32, decoder_config=detr(), **more
-    )
-
-
-def oneformer(**more: Any) -> Any:
-    return transformers.OneFormerConfig(
-        backbone_config=swin(),
-        conv_dim=32,
-        mask_dim=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        encoder_layers=1,
-        decoder_layers=3,
-        num_attention_heads=2,
-        dim_feedforward=16,
-        num_queries=12,
-        task_seq_len=12,
-        text_encoder_width=16,
-        text_encoder_context_length=12,
-        text_encoder_num_layers=1,
-        text_encoder_vocab_size=20,
-        text_encoder_n_ctx=4,
-        **more,
-    )
-
-
-BUILDERS: dict[str, tuple[str, Callable[..., Any], str, dict[str, int]]] = {
-    "detr": ("DetrForObjectDetection", detr, "DetrImageProcessor", EDGES),
-    "detr_timm": ("DetrForObjectDetection", detr_timm, "DetrImageProcessor", EDGES),
-    "detr_masks": ("DetrForSegmentation", detr, "DetrImageProcessor", EDGES),
-    "rt_detr": ("RTDetrForObjectDetection", rt_detr, "RTDetrImageProcessor", SQUARE),
-    "d_fine": ("DFineForObjectDetection", d_fine, "RTDetrImageProcessor", SQUARE),
-    "yolos": ("YolosForObjectDetection", yolos, "YolosImageProcessor", EDGES),
-    "segformer": ("SegformerForSemanticSegmentation", segformer, "SegformerImageProcessor", SQUARE),
-    "mask2former": ("Mask2FormerForUniversalSegmentation", mask2former, "Mask2FormerImageProcessor", EDGES),
-    "maskformer": ("MaskFormerForInstanceSegmentation", maskformer, "MaskFormerImageProcessor", EDGES),
-    "oneformer": ("OneFormerForUniversalSegmentation", oneformer, "OneFormerImageProcessor", EDGES),
-}
-DETECTORS = ("detr", "detr_timm", "detr_masks", "rt_detr", "d_fine", "yolos")
-PANORAMAS = ("rt_detr", "yolos", "segformer", "mask2former")  # one of each kind: the others would say the same
-MASK_CLASSIFIERS = ("detr_masks", "mask2former", "maskformer", "oneformer")
-
-
-def random_image(height: int, width: int, seed: int = 0) -> Tensor:
-    """Blurred noise: something at each scale."""
-    noise = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed)) * 255
-    return interpolate(noise, (height, width), mode="bicubic").clamp(0, 255)[0].to(torch.uint8)
-
-
-def vary(_network: Any, _inputs: Any, outputs: Any) -> Any:
-    """A hook on the network: fixed differences between queries, labels and places, which random weights don't make."""
-    for key, value in outputs.items():
-        size = tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
-        if key == "pred_boxes":
-            outputs[key] = (value + random_numbers(*size).sigmoid()) / 2
-        elif len(size) == 3 and key in ("logits", "masks_queries_logits", "pred_masks"):
-            noise = random_numbers(1, size[0], 5, 6)
-            outputs[key] = value + 15 * interpolate(noise, size[1:], mode="bicubic")[0] - 12
-        elif key in ("logits", "class_queries_logits"):
-            outputs[key] = value + 5 * random_numbers(*size)
-    return outputs
-
-
-def random_numbers(*size: int) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(3))
-
-
-def save(name: str, folder: Path) -> None:
-    """What a user has: a directory that the library wrote."""
-    network_class, configure, processor_class, size = BUILDERS[name]
-    options: dict[str, Any] = {"size": size}
-    if name == "oneformer":
-        classes = {label: {"name": called, "isthing": int(label not in STUFF)} for label, called in NAMES.items()}
-        (folder / "classes.json").write_text(json.dumps(classes))
-        options |= {"repo_path": str(folder), "class_info_file": "classes.json"}
-        words = [
-            "<|startoftext|>",
-            "<|endoftext|>",
-            "the</w>",
-            "task</w>",
-            "is</w>",
-            "semantic</w>",
-            "instance</w>",
-            "panoptic</w>",
-        ]
-        vocabulary = {word: number for number, word in enumerate(words)}
-        transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
-    torch.manual_seed(0)
-    getattr(transformers, network_class)(configure(id2label=NAMES)).save_pretrained(folder)
-    getattr(transformers, processor_class)(**options).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -512,49 +300,6 @@ def test_strips_and_small_masks(monkeypatch: pytest.MonkeyPatch) -> None:
         mask = values[0] > 0.5
         expected = interpolate(mask[None, None].float(), (height, width), mode="nearest")[0, 0].bool().numpy()
         assert upscaled_runs(mask.numpy(), (height, width)).rle == encode(expected)
-
-
-# ---- what labels are called
-
-
-def named(*names: str) -> dict[int, str]:
-    return dict(enumerate(names))
-
-
-def test_names_of_coco_have_its_ids() -> None:
-    holes = [COCO[label].name if label in COCO else "N/A" for label in range(91)]
-    categories, ids = categories_of(named(*holes))
-    assert categories == COCO
-    np.testing.assert_array_equal(ids, [label if label in COCO else -1 for label in range(91)])
-    categories, ids = categories_of(named("background", *VOC.names))
-    assert (ids[0], categories[int(ids[1])].name, len(categories)) == (-1, "airplane", 20)
-    categories, ids = categories_of(named(*COCO_PANOPTIC.names, "LABEL_133"))
-    assert categories == COCO_PANOPTIC
-    assert [categories[one].isthing for one in ids[[0, 80]].tolist()] == [True, False]
-    assert ids[-1] == -1
-
-
-def test_any_other_names_are_numbered() -> None:
-    categories, ids = categories_of(named("person", "unicorn", "no-object", "person"), things=lambda: {0, 3})
-    assert categories == CategorySet(
-        [Category(0, "person"), Category(1, "unicorn", isthing=False), Category(3, "person")]
-    )
-    assert ids.tolist() == [0, 1, -1, 3]
-    categories, ids = categories_of(named("LABEL_0", "LABEL_1"))
-    assert (categories.names, ids.tolist()) == (("LABEL_0", "LABEL_1"), [0, 1])
-
-
-def test_given_categories() -> None:
-    two = CategorySet([Category(7, "cat"), Category(5, "dog")])
-    assert categories_of(named("LABEL_0", "LABEL_1"), two)[1].tolist() == [7, 5]
-    assert categories_of(named("background", "a", "b"), two)[1].tolist() == [-1, 7, 5]
-    assert categories_of(named(*(f"LABEL_{label}" for label in range(8))), two)[1].tolist() == [-1] * 5 + [5, -1, 7]
-    with pytest.raises(ModelError, match="6 labels, and there are 2 categories"):
-        categories_of(named(*"abcdef"), two)
-    with pytest.raises(ModelError, match="6 labels, and there are 4 categories"):
-        categories_of(named(*"abcdef"), numbered(5))
-    with pytest.raises(ModelError, match=r"id2label names .*: give a text for each label from 0 to 1"):
-        categories_of({1: "cat", 2: "dog"})
 
 
 # ---- loading
