@@ -69,10 +69,17 @@ def assign(
     written: set[Task] = set().union(*asked)
     explicit = {*common}.union(*own)
     if Task.FUSE_PANOPTIC in (explicit or written) or (not explicit and _is_fusible(models)):
+        for model, tasks, names in zip(models, asked, own, strict=True):
+            if Task.FUSE_PANOPTIC in names and Task.FUSE_PANOPTIC not in model.tasks:
+                tasks |= model.tasks & set(_PARTS)
         written |= {Task.FUSE_PANOPTIC} | _fuse(models, asked)
     _hand_regions_on(models, asked)
     if any(model.takes_regions for model in models) and Task.PROPOSE not in explicit and not keep_proposals:
         written -= {Task.PROPOSE}  # they are for the other model
+    if left := set(common) - written:
+        raise ModelError(
+            f"{_listed(left)} would be asked of no model: each that can has a --task MODEL=TASK of its own"
+        )
     for model, tasks in zip(models, asked, strict=True):
         if not tasks:
             raise ModelError(f"nothing is asked of {model.name}, which can {_listed(model.tasks)}: leave it out")
@@ -139,7 +146,7 @@ def _names(models: Iterable[Model]) -> str:
     return " and ".join(model.name for model in models)
 
 
-def _listed(tasks: Iterable[Task]) -> str:
+def _listed(tasks: Iterable[str]) -> str:
     return ", ".join(sorted(tasks))
 
 

@@ -38,7 +38,7 @@ class ScenesFamily(Family):
 
     def offers(self) -> list[Offer]:
         """The only one."""
-        tasks = ("propose", "detect", "segment_instances", "segment_semantic")
+        tasks = ("propose", "detect", "segment_instances", "segment_semantic", "fuse_panoptic")
         return [Offer("maskrcnn", tasks, "the scenes'")]
 
     def weights_path(self, spec: ModelSpec) -> str:

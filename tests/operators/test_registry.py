@@ -92,6 +92,16 @@ def test_one_model_is_chosen_for_stuff() -> None:
     assert found == [{INSTANCES}, {SEMANTIC}, {CLASSIFY}, {FUSE, INSTANCES, SEMANTIC, CLASSIFY}]
 
 
+def test_fusing_may_be_asked_of_one_model_by_name() -> None:
+    found = asked(Able("both", INSTANCES, SEMANTIC), WHOLE, own=[["fuse_panoptic"], ["segment_instances"]])
+    assert found == [{INSTANCES, SEMANTIC}, {INSTANCES}, {FUSE, INSTANCES}]
+
+
+def test_no_task_is_dropped() -> None:
+    with pytest.raises(ModelError, match="segment_semantic would be asked of no model"):
+        assign([OTHER_GROUNDS], ["segment_semantic"], [["classify"]])
+
+
 def test_regions_come_from_the_nearest_model_before() -> None:
     assert asked(MASKS, REGIONS, CROPS, common=["detect"]) == [{DETECT}, {PROPOSE}, {DETECT}, {DETECT}]
     assert asked(REGIONS, CROPS) == [{PROPOSE}, {DETECT}, {DETECT}]
