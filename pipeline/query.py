@@ -53,7 +53,8 @@ BATCH_ROWS = 10_000
 SHOWN_ROWS = 40
 LONGEST_TEXT = 60
 EMPTY_PART = "empty.parquet"
-NUMBERS = {"tinyint", "smallint", "integer", "bigint", "hugeint", "float", "double", "decimal"}
+SIGNED = {"tinyint", "smallint", "integer", "bigint", "hugeint"}
+NUMBERS = SIGNED | {f"u{kind}" for kind in SIGNED} | {"float", "double", "decimal"}
 NESTED = {"struct", "list", "array", "map", "union"}
 FORMULA = r"^[=+\-@\t\r]"
 """What makes spreadsheets take a cell for a formula (OWASP, CSV Injection)."""
@@ -240,8 +241,8 @@ def _wait(connection: DuckDBPyConnection, work: Callable[[], T]) -> T:
 
 
 def _refusal(error: Exception) -> PrelabelError:
-    message = str(error).partition("\n\nLINE ")[0]
-    if message.startswith("Traceback"):  # from CommittedParts
+    message, of_ours, _ = str(error).partition("\n\nLINE ")[0].partition("\n\nAt:\n")
+    if of_ours or message.startswith("Traceback"):  # how DuckDB 1 ends, and 2 begins, what CommittedParts raised
         return JobError(f"a part can't be read ({message.splitlines()[-1]}): put it back, or label anew")
     return UserError(f"the query can't be answered: {one_line(message)}")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,7 +151,10 @@ FORBIDDEN = [
     "SET enable_external_access = true",
     "RESET lock_configuration",
     "CALL pragma_version()",
-    "FROM enable_logging(storage := 'file', storage_path := '{place}')",
+    pytest.param(
+        "FROM enable_logging(storage := 'file', storage_path := '{place}')",
+        marks=pytest.mark.skipif(duckdb.__version__ < "2", reason="DuckDB 1 accepts it, and then can't write the file"),
+    ),
     "FROM '/etc/passwd'",
     "FROM read_csv('/etc/passwd')",
     "FROM read_text('/etc/passwd')",
