@@ -387,13 +387,11 @@ def _cell(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.7g}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_text(name)}: {_text(one)}" for name, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_text, value)) + "]"
-    return "" if value is None else str(value)
+    return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def _printable(text: str) -> str:

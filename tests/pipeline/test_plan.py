@@ -18,7 +18,7 @@ from prelabel.schemas.job import Labels
 
 
 def plan(*sources: object, **options: Any) -> list[Unit]:
-    return list(plan_units(Labels(sources=tuple(map(str, sources)), model=MODEL, **options)))
+    return list(plan_units(Labels(sources=tuple(map(str, sources)), models=({"name": MODEL},), **options)))
 
 
 def keys(units: list[Unit]) -> list[list[str]]:
@@ -96,7 +96,7 @@ def test_absent_source_is_an_error(tmp_path: Path) -> None:
 def test_progress_counts_images(tmp_path: Path) -> None:
     write_files(str(tmp_path), tiny_images(5))
     told: list[int] = []
-    list(plan_units(Labels(sources=(str(tmp_path),), model=MODEL, unit_images=2), told.append))
+    list(plan_units(Labels(sources=(str(tmp_path),), models=({"name": MODEL},), unit_images=2), told.append))
     assert told[-1] == 5
 
 
