@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,15 @@ def test_formats_that_do_not_suit(labels: LabelDataset, tmp_path: Path) -> None:
         query(labels, "SELECT INTERVAL 2 DAYS AS i", to=f"{tmp_path}/answer.parquet")
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own handler: a shell's background jobs are born deaf to SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_is_heard_while_duckdb_works(labels: LabelDataset) -> None:
     endless = "SELECT max(hash(i)) FROM range(1_000_000_000_000_000) AS t(i)"
     for form in ("csv", "table"):
