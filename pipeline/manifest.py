@@ -27,12 +27,18 @@ COMMITS = f"{FOLDER}/commits"
 FAILURES = f"{FOLDER}/failures"
 UNITS_PER_PLAN_FILE = 1_000
 """One file of the plan is one wave of work, so the driver never holds more units than this."""
+PLAN_ROWS = 64
+"""Units of a row group of the plan."""
 READ_THREADS = 16
 
 
 def unit_name(unit: int) -> str:
     """The file name of a unit's commit or failure."""
     return f"{unit:08d}.json"
+
+
+def _plan_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
 
 
 def to_json(value: Any) -> bytes:
@@ -70,8 +76,10 @@ class Manifest:
         count = images = 0
         while some := list(islice(remaining, UNITS_PER_PLAN_FILE)):
             buffer = pa.BufferOutputStream()
-            pq.write_table(to_table(some), buffer, compression="zstd", row_group_size=64, write_page_checksum=True)
-            self._put(f"{UNITS}/part-{count // UNITS_PER_PLAN_FILE:05d}.parquet", buffer.getvalue().to_pybytes())
+            pq.write_table(
+                to_table(some), buffer, compression="zstd", row_group_size=PLAN_ROWS, write_page_checksum=True
+            )
+            self._put(f"{UNITS}/{_plan_name(count // UNITS_PER_PLAN_FILE)}", buffer.getvalue().to_pybytes())
             count += len(some)
             images += sum(map(len, some))
         return count, images
@@ -84,6 +92,13 @@ class Manifest:
             units = list(from_table(table.filter(pa.array(pending))))
             if units:
                 yield units
+
+    def unit(self, number: int) -> Unit:
+        """A unit of the plan, found by reading the rows around it."""
+        file, row = divmod(number, UNITS_PER_PLAN_FILE)
+        group, row = divmod(row, PLAN_ROWS)
+        data = self.storage.read(f"{UNITS}/{_plan_name(file)}")
+        return next(from_table(pq.ParquetFile(pa.BufferReader(data)).read_row_group(group).slice(row, 1)))
 
     def write_job(self, job: JobRecord) -> None:
         """Writes job.json, which makes the plan count."""

@@ -88,13 +88,27 @@ PROPOSALS = pa.schema(
     ]
 )
 
+REVIEWS = pa.schema(
+    [
+        _required("review_id", pa.string()),
+        _required("image_id", pa.int64()),
+        pa.field("annotation_id", pa.int64()),  # null: of the image as a whole
+        pa.field("verdict", NAME),  # accept, reject, flag; null: taken back
+        pa.field("note", pa.string()),
+        _required("reviewer", NAME),
+        _required("reviewed_at", pa.timestamp("us")),  # in UTC
+    ]
+)
+VERDICTS = ("accept", "reject", "flag")
+
 TABLES: dict[str, pa.Schema] = {
     "images": IMAGES,
     "annotations": ANNOTATIONS,
     "segments": SEGMENTS,
     "proposals": PROPOSALS,
+    "reviews": REVIEWS,
 }
-"""Folder name -> schema, for every table whose parts a job writes."""
+"""Folder name -> schema, for every table of a job: those that it writes, and what people say of them afterwards."""
 
 
 def empty_table(name: str) -> pa.Table:

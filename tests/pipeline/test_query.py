@@ -323,7 +323,9 @@ def test_answer_comes_in_batches(labels: LabelDataset) -> None:
 
 def test_table(answer: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    shown = answer("SELECT key, category FROM annotations JOIN images USING (image_id)", "table", None, 2).decode()
+    shown = answer(
+        "SELECT key, category FROM annotations JOIN images USING (image_id) ORDER BY 1, annotation_id", "table", None, 2
+    ).decode()
     assert "│ image-2.png │ leaf     │" in shown
     assert "first 2 of 5 rows" in shown
     assert "1 row\n" in answer("SELECT 1 AS one", "table").decode()

@@ -1,0 +1,59 @@
+"""The command line: parses, calls, prints. Heavy packages are imported by what needs them, not here."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+import click
+
+from prelabel.pipeline.cli.discover import demo, models
+from prelabel.pipeline.cli.jobs import resume, run, status
+from prelabel.pipeline.cli.quality import compare, evaluate
+from prelabel.pipeline.cli.tables import export, query
+from prelabel.pipeline.cli.terminal import INTERRUPTED
+from prelabel.schemas.errors import PrelabelError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="prelabel")
+@click.option("-v", "--verbose", is_flag=True, help="Show what is logged for debugging.")
+def cli(verbose: bool) -> None:
+    """Labels millions of images in one command and never loses its place.
+
+    \b
+    prelabel run IMAGES --output LABELS --model torchvision:maskrcnn_resnet50_fpn_v2
+    prelabel status LABELS
+    prelabel export coco LABELS --to labels.json
+    """
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    if not verbose:
+        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("prelabel").setLevel(logging.WARNING)
+
+
+for command in (run, resume, status, export, query, evaluate, compare, models, demo):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line, a bug is a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(prog_name="prelabel", standalone_mode=False)
+    except PrelabelError as error:
+        click.echo(f"prelabel: {error}", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "prelabel"
+        click.echo(f"prelabel: {error.format_message()}; see `{where} --help`", err=True)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\ninterrupted", err=True)
+        code = INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,71 @@
+"""Commands that measure: evaluate, compare."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from prelabel.pipeline.options import json_option
+
+
+@click.command()
+@click.argument("url")
+@click.option("--truth", required=True, metavar="FILE", help="A COCO instances, keypoints or panoptic document.")
+@json_option
+def evaluate(url: str, truth: str, as_json: bool) -> int:
+    """Compare the labels with a COCO ground truth.
+
+    AP and AR of boxes, and of masks, keypoints and proposals where there are any; PQ of panoptic segments where the
+    truth is a panoptic document.
+
+    Images are matched by file name: an image's key is the truth's file_name, or ends with it.
+
+    \b
+    Example:
+      prelabel evaluate labels --truth instances.json
+    """
+    from prelabel.pipeline.dataset import open_dataset
+    from prelabel.pipeline.evaluate import evaluate as measure
+
+    figures = measure(open_dataset(url), truth)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return 0
+    for kind, metrics in figures.items():
+        click.echo(f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), err=True)
+    return 0
+
+
+@click.command()
+@click.argument("before")
+@click.argument("after")
+@click.option("--iou", default=0.5, show_default=True, metavar="X", help="Lowest of two objects that are the same.")
+@click.option("--score-threshold", default=0.0, metavar="X", help="Leave out what scores lower, in both jobs.")
+@click.option("--images", default=10, show_default=True, type=click.IntRange(1), metavar="N", help="Most to name.")
+@json_option
+def compare(before: str, after: str, iou: float, score_threshold: float, images: int, as_json: bool) -> int:
+    """Say what differs between two jobs over the same images.
+
+    Objects are the same that overlap most, those of the same category first: matched (IoU of 0.95 or more), moved,
+    or reclassified; the others have appeared or vanished. Segments are compared likewise. Images are matched by key.
+
+    \b
+    Examples:
+      prelabel compare labels labels-of-the-new-model
+      prelabel compare labels corrected --score-threshold 0.5 --json
+    """
+    from prelabel.pipeline.compare import compare as find_changes
+    from prelabel.pipeline.dataset import open_dataset
+
+    jobs = open_dataset(before), open_dataset(after)
+    for url, job in zip((before, after), jobs, strict=True):
+        if not job.is_complete:
+            click.echo(f"{url} is not finished: {len(job.units)} of {job.record.units} units are compared", err=True)
+    found = find_changes(*jobs, iou, score_threshold, images)
+    if as_json:
+        click.echo(json.dumps(found.to_dict()))
+        return 0
+    for line in found.lines():
+        click.echo(line, err=True)
+    return 0
