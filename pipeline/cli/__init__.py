@@ -11,6 +11,7 @@ import click
 from prelabel.pipeline.cli.discover import demo, models
 from prelabel.pipeline.cli.jobs import resume, run, status
 from prelabel.pipeline.cli.quality import compare, evaluate
+from prelabel.pipeline.cli.reporting import report
 from prelabel.pipeline.cli.tables import export, query
 from prelabel.pipeline.cli.terminal import INTERRUPTED
 from prelabel.schemas.errors import PrelabelError
@@ -33,7 +34,7 @@ def cli(verbose: bool) -> None:
         logging.getLogger("prelabel").setLevel(logging.WARNING)
 
 
-for command in (run, resume, status, export, query, evaluate, compare, models, demo):
+for command in (run, resume, status, export, query, evaluate, compare, report, models, demo):
     cli.add_command(command)
 
 

@@ -1,0 +1,1 @@
+"""A job drawn up as one HTML file."""
