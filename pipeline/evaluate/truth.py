@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.evaluate.figures import MatchedImages, Names
 from prelabel.pipeline.storage import read_input
 from prelabel.schemas.categories import ALIASES, CategorySet
 from prelabel.schemas.errors import UserError
@@ -42,14 +43,18 @@ class Truth:
         document: COCO's instances, keypoints or panoptic document; every value that is used has the right type
         is_panoptic: which of them
         images: our image ids -> the truth's, of the images that both have
+        matched: which these are, and which are not among them
         categories: our category ids -> the truth's, of the categories that both have
+        names: the truth's category ids -> our name, or the truth's own where we have no such category
     """
 
     url: str
     document: dict[str, Any]
     is_panoptic: bool
     images: dict[int, int]
+    matched: MatchedImages
     categories: dict[int, int]
+    names: dict[int, str]
 
 
 def read_truth(url: str, dataset: LabelDataset) -> Truth:
@@ -71,8 +76,10 @@ def read_truth(url: str, dataset: LabelDataset) -> Truth:
             raise UserError(
                 f"--truth {url} is no COCO {name} document: {part} must be a list, each with {keys} as COCO has them"
             )
-    images = _matching_images(dataset, document, url)
-    return Truth(url, document, is_panoptic, images, _matching_categories(dataset.categories, document, url))
+    images, matched = _matching_images(dataset, document, url, is_panoptic)
+    categories = _matching_categories(dataset.categories, document, url)
+    names = _names(dataset.categories, categories, document)
+    return Truth(url, document, is_panoptic, images, matched, categories, names)
 
 
 def _is_panoptic(document: Any) -> bool:
@@ -91,22 +98,37 @@ def _fits(item: Any, types: dict[str, type]) -> bool:
     return "bbox" not in types or (len(item["bbox"]) == 4 and all(isinstance(side, Real) for side in item["bbox"]))
 
 
-def _matching_images(dataset: LabelDataset, document: dict[str, Any], url: str) -> dict[int, int]:
+def _matching_images(
+    dataset: LabelDataset, document: dict[str, Any], url: str, is_panoptic: bool
+) -> tuple[dict[int, int], MatchedImages]:
     """Our image ids -> the truth's: a file_name is our key, or the end of it."""
-    theirs = {image["file_name"]: image["id"] for image in document["images"]}
+    # A panoptic document's image without an annotation is unknown; in an instances document it is empty.
+    known = {one["image_id"] for one in document["annotations"]} if is_panoptic else None
+    theirs = {one["file_name"]: one["id"] for one in document["images"] if known is None or one["id"] in known}
     ids: dict[int, int] = {}
     keys: dict[str, str] = {}
-    for batch in dataset.batches("images", ["image_id", "key"]):
-        for image_id, key in zip(batch["image_id"].to_pylist(), batch["key"].to_pylist(), strict=True):
-            name = next((end for end in _ends(key) if end in theirs), None)
-            if name is None:
-                continue
-            if name in keys:
-                raise UserError(f"{keys[name]!r} and {key!r} both match {name!r} of {url}: give longer file_names")
-            keys[name], ids[image_id] = key, theirs[name]
+    failed: list[str] = []
+    without_truth: list[str] = []
+    for image_id, key, status in _images(dataset):
+        name = next((end for end in _ends(key) if end in theirs), None)
+        if name is None:
+            without_truth.append(key)
+            continue
+        if name in keys:
+            raise UserError(f"{keys[name]!r} and {key!r} both match {name!r} of {url}: give longer file_names")
+        keys[name], ids[image_id] = key, theirs[name]
+        if status != "ok":
+            failed.append(key)
     if not ids:
         raise UserError(f"none of the images in {url} was labeled: file_name must be an image's key, or the end of it")
-    return ids
+    not_labeled = Names.of(name for name in theirs if name not in keys)
+    return ids, MatchedImages(len(ids), Names.of(failed), not_labeled, Names.of(without_truth))
+
+
+def _images(dataset: LabelDataset) -> Iterator[tuple[int, str, str]]:
+    names = ["image_id", "key", "status"]
+    for batch in dataset.batches("images", names):
+        yield from zip(*(batch[name].to_pylist() for name in names), strict=True)
 
 
 def _ends(key: str) -> Iterator[str]:
@@ -133,6 +155,16 @@ def _matching_categories(ours: CategorySet, document: dict[str, Any], url: str) 
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         logger.warning("the job can't find these categories of %s: %s", url, shown)
     return ids
+
+
+def _names(ours: CategorySet, categories: dict[int, int], document: dict[str, Any]) -> dict[int, str]:
+    """The truth's category ids -> a name of its own for each: ours, where we have it."""
+    names = {theirs: ours[category_id].name for category_id, theirs in categories.items()}
+    for entry in document["categories"]:
+        if entry["id"] not in names:
+            name = str(entry.get("name") or entry["id"])
+            names[entry["id"]] = f"{name} ({entry['id']})" if name in names.values() else name
+    return {entry["id"]: names[entry["id"]] for entry in document["categories"]}
 
 
 def _known_as(name: object) -> str:
