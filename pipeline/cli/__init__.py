@@ -10,6 +10,7 @@ import click
 
 from prelabel.pipeline.cli.discover import demo, models
 from prelabel.pipeline.cli.jobs import resume, run, status
+from prelabel.pipeline.cli.looking import review
 from prelabel.pipeline.cli.quality import compare, evaluate
 from prelabel.pipeline.cli.reporting import report
 from prelabel.pipeline.cli.tables import export, query
@@ -34,7 +35,7 @@ def cli(verbose: bool) -> None:
         logging.getLogger("prelabel").setLevel(logging.WARNING)
 
 
-for command in (run, resume, status, export, query, evaluate, compare, report, models, demo):
+for command in (run, resume, status, export, query, evaluate, compare, report, review, models, demo):
     cli.add_command(command)
 
 
