@@ -33,8 +33,8 @@ class Review:
     note: str | None = None
 
 
-def write_reviews(dataset: LabelDataset, reviewer: str, reviews: Sequence[Review]) -> None:
-    """Adds a part to the reviews table: whatever others write at the same time stays.
+def write_reviews(dataset: LabelDataset, reviewer: str, reviews: Sequence[Review]) -> pa.Table:
+    """Adds a part to the reviews table, and returns its rows: whatever others write at the same time stays.
 
     Raises:
         JobError: nothing can be written there.
@@ -44,6 +44,8 @@ def write_reviews(dataset: LabelDataset, reviewer: str, reviews: Sequence[Review
         asdict(review) | {"review_id": uuid.uuid4().hex, "reviewer": reviewer, "reviewed_at": now} for review in reviews
     ]
     categories = dataset.categories.to_json()
-    data = to_parquet(pa.Table.from_pylist(rows, schema=REVIEWS), file_metadata(dataset.record.fingerprint, categories))
+    table = pa.Table.from_pylist(rows, schema=REVIEWS)
+    data = to_parquet(table, file_metadata(dataset.record.fingerprint, categories))
     with reaching(f"write to {dataset.url}"):
         dataset.storage.put(f"reviews/part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet", data)
+    return table

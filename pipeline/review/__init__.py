@@ -1,0 +1,107 @@
+"""A page to look through a job's labels, and to say what one thinks of them."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.review.app import Review, app_of
+from prelabel.pipeline.review.beside import OtherJob, TruthBeside
+from prelabel.pipeline.review.images import Pictures
+from prelabel.pipeline.review.index import Index
+from prelabel.pipeline.review.units import Units
+from prelabel.schemas.errors import UserError
+
+__all__ = ["Place", "open_review", "serve"]
+
+FIRST_PORT = 8000
+PORTS = 100
+"""As many are tried where none is asked for."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to serve.
+
+    Attributes:
+        host: a name or address of this machine
+        port: None: the first from 8000 on that is free
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+
+
+def open_review(dataset: LabelDataset, reviewer: str, truth: str | None = None, other: str | None = None) -> Review:
+    """All that the page asks for.
+
+    Args:
+        dataset: whose committed units are shown
+        reviewer: whose verdicts are written
+        truth: URL of a COCO instances document
+        other: URL of another job over the same images
+
+    Raises:
+        PrelabelError: something can't be read, or makes no sense.
+    """
+    units = Units(dataset)
+    beside = TruthBeside(truth, dataset) if truth else None
+    compared = OtherJob(other) if other else None
+    return Review(dataset, units, Index(dataset, units), Pictures(dataset, units), reviewer, beside, compared)
+
+
+def serve(review: Review, place: Place, ready: Callable[[str], object]) -> None:
+    """Answers until Ctrl-C; `ready` is told the URL when it is listening.
+
+    Raises:
+        UserError: the port is taken, or the host is not this machine.
+    """
+    listening = _listen(place)
+    token = None if _is_loopback(listening) else secrets.token_urlsafe(24)
+    config = uvicorn.Config(
+        app_of(review, token),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    threading.Thread(target=review.index.build, daemon=True).start()
+    try:
+        ready(_url(place.host, listening, token))
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        review.index.stop()
+        listening.close()
+
+
+def _listen(place: Place) -> socket.socket:
+    ports = range(FIRST_PORT, FIRST_PORT + PORTS) if place.port is None else [place.port]
+    for port in ports:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(place.host, port, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address, family=family, backlog=128)
+        except socket.gaierror as error:
+            raise UserError(f"--host {place.host} is no name or address of this machine: {error.strerror}") from error
+        except OSError as error:
+            reason = error
+    raise UserError(f"can't listen on {place.host} port {ports[-1]}: {reason.strerror}; choose another --port")
+
+
+def _is_loopback(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _url(host: str, listening: socket.socket, token: str | None) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}/{f'?token={token}' if token else ''}"
