@@ -12,28 +12,57 @@ from prelabel.pipeline.options import json_option
 @click.command()
 @click.argument("url")
 @click.option("--truth", required=True, metavar="FILE", help="A COCO instances, keypoints or panoptic document.")
+@click.option("--per-category", is_flag=True, help="Show each category, however many there are.")
+@click.option(
+    "--thresholds",
+    metavar="FILE",
+    help="Write the score threshold of the best F1 of each category, for `prelabel export --score-threshold FILE`.",
+)
+@click.option(
+    "--confusion-score",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Leave what scores lower out of the confusion matrix. [default: the threshold of the best F1]",
+)
 @json_option
-def evaluate(url: str, truth: str, as_json: bool) -> int:
+def evaluate(
+    url: str, truth: str, per_category: bool, thresholds: str | None, confusion_score: float | None, as_json: bool
+) -> int:
     """Compare the labels with a COCO ground truth.
 
-    AP and AR of boxes, and of masks, keypoints and proposals where there are any; PQ of panoptic segments where the
-    truth is a panoptic document.
+    AP and AR of boxes, and of masks, keypoints and proposals where there are any; how far scores can be trusted:
+    calibration, the best threshold of each category, and which category is taken for which. PQ and mIoU of segments
+    where the truth is a panoptic document.
 
     Images are matched by file name: an image's key is the truth's file_name, or ends with it.
 
     \b
-    Example:
+    Examples:
       prelabel evaluate labels --truth instances.json
+      prelabel evaluate labels --truth panoptic.json --per-category
+      prelabel evaluate labels --truth instances.json --thresholds thresholds.json
     """
+    from rich.console import Console
+
     from prelabel.pipeline.dataset import open_dataset
     from prelabel.pipeline.evaluate import evaluate as measure
+    from prelabel.pipeline.evaluate.show import headline, show
+    from prelabel.pipeline.evaluate.thresholds import write_thresholds
 
-    figures = measure(open_dataset(url), truth)
+    dataset = open_dataset(url)
+    if not dataset.is_complete:
+        click.echo(
+            f"{url} is not finished: {len(dataset.units)} of {dataset.record.units} units are measured", err=True
+        )
+    found = measure(dataset, truth, confusion_score)
+    if thresholds:
+        write_thresholds(found, thresholds)
     if as_json:
-        click.echo(json.dumps(figures))
+        click.echo(json.dumps(found.to_dict()))
         return 0
-    for kind, metrics in figures.items():
-        click.echo(f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), err=True)
+    for line in headline(found):
+        click.echo(line, err=True)
+    show(Console(stderr=True), found, per_category)
     return 0
 
 

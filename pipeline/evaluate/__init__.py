@@ -22,7 +22,7 @@ from __future__ import annotations
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate.figures import Evaluation
 from prelabel.pipeline.evaluate.objects import measure_objects
-from prelabel.pipeline.evaluate.panoptic import measure_panoptic
+from prelabel.pipeline.evaluate.segments import measure_segments
 from prelabel.pipeline.evaluate.truth import read_truth
 from prelabel.schemas.errors import UserError
 
@@ -47,10 +47,13 @@ def evaluate(dataset: LabelDataset, truth: str, confusion_score: float | None = 
             have nothing that counts, or the job has no labels of that kind.
     """
     expected = read_truth(truth, dataset)
-    figures = measure_panoptic(dataset, expected) if expected.is_panoptic else measure_objects(dataset, expected)
-    if all(value == -1 for metrics in figures.values() for value in metrics.values()):
+    if expected.is_panoptic:
+        found = measure_segments(dataset, expected)
+    else:
+        found = measure_objects(dataset, expected, confusion_score)
+    if all(value == -1 for metrics in found.values() for value in metrics.values()):
         raise UserError(
             f"there is nothing to measure: {truth} has no objects in the {len(expected.images)} images of it that were "
             "labeled, or none that counts: check its annotations' image_id, category_id, area and iscrowd"
         )
-    return Evaluation(figures, expected.matched, {}, None)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -55,6 +56,11 @@ class Truth:
     matched: MatchedImages
     categories: dict[int, int]
     names: dict[int, str]
+
+    @cached_property
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """Height and width of the truth's images by id, as the document has them."""
+        return {image["id"]: (image["height"], image["width"]) for image in self.document["images"]}
 
 
 def read_truth(url: str, dataset: LabelDataset) -> Truth:
@@ -159,12 +165,12 @@ def _matching_categories(ours: CategorySet, document: dict[str, Any], url: str) 
 
 def _names(ours: CategorySet, categories: dict[int, int], document: dict[str, Any]) -> dict[int, str]:
     """The truth's category ids -> a name of its own for each: ours, where we have it."""
-    names = {theirs: ours[category_id].name for category_id, theirs in categories.items()}
-    for entry in document["categories"]:
-        if entry["id"] not in names:
-            name = str(entry.get("name") or entry["id"])
-            names[entry["id"]] = f"{name} ({entry['id']})" if name in names.values() else name
-    return {entry["id"]: names[entry["id"]] for entry in document["categories"]}
+    wanted = {entry["id"]: str(entry.get("name") or entry["id"]) for entry in document["categories"]}
+    known = {theirs: ours[category_id].name for category_id, theirs in categories.items()}
+    names: dict[str, int] = {}
+    for category_id, name in (known | wanted | known).items():  # ours first
+        names[f"{name} ({category_id})" if name in names else name] = category_id
+    return {category_id: name for name, category_id in names.items()}
 
 
 def _known_as(name: object) -> str:
