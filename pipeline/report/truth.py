@@ -1,0 +1,161 @@
+"""How good the labels are, where a truth is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+from prelabel.pipeline.compare.matching import Objects, match
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.evaluate.figures import Confusion, Detections, Evaluation, MatchedImages, Names
+from prelabel.pipeline.evaluate.truth import Truth
+from prelabel.pipeline.report import charts
+from prelabel.pipeline.report.blocks import Block, Cell, Chart, Facts, Section, Table, listed, short_names, shown
+from prelabel.pipeline.report.charts import Row, name, quantity
+
+IOU = 0.5
+CONFUSED = 20
+CATEGORIES = 200
+
+
+def truth_section(found: Evaluation) -> Section:
+    """Headline figures, figures by category, calibration, confusion."""
+    blocks: list[Block] = [Facts(list(_matched(found.images))), *_headlines(found)]
+    if found.detections:
+        blocks += [
+            _reliability(found.detections),
+            _confusion(found.detections.confusion),
+            _thresholds(found.detections),
+        ]
+    blocks += [_by_category(kind, table) for kind, table in found.categories.items() if table]
+    return Section("evaluation", "Measured against the truth", blocks)
+
+
+def _matched(images: MatchedImages) -> Iterator[tuple[str, Cell]]:
+    yield "images measured", images.measured
+    for what, names in (
+        ("of them failed, counted as empty", images.failed),
+        ("of the truth, not in the job", images.not_labeled),
+        ("of the job, not in the truth", images.without_truth),
+    ):
+        if names.count:
+            yield what, _named(names)
+
+
+def _named(names: Names) -> str:
+    told = listed([shown(one) for one in names.first[:3]], 3)
+    return f"{names.count:,}: {told}" + (" …" if names.count > 3 else "")
+
+
+def _figure(value: float | None) -> float | None:
+    """-1 is COCO's way to say that nothing counts."""
+    return None if value is None or value == -1 else value
+
+
+def _headlines(found: Evaluation) -> Iterator[Table]:
+    """A table for the kinds that have the same metrics."""
+    for metrics in dict.fromkeys(tuple(one) for one in found.values()):
+        rows = [[kind, *map(_figure, one.values())] for kind, one in found.items() if tuple(one) == metrics]
+        yield Table("Headline figures, from 0 to 1 (–: nothing counts)", ("of", *metrics), rows)
+
+
+def _by_category(kind: str, table: Mapping[str, Mapping[str, float]]) -> Table:
+    metrics = list(dict.fromkeys(metric for one in table.values() for metric in one))
+    rows = [
+        [shown(category, 60), *(_figure(of.get(metric)) for metric in metrics)]
+        for category, of in list(table.items())[:CATEGORIES]
+    ]
+    caption = f"{kind.capitalize()} by category" + (f", the first {CATEGORIES}" if len(table) > CATEGORIES else "")
+    return Table(caption, ("category", *metrics), rows, folded=len(rows) > 12)
+
+
+def _reliability(found: Detections) -> Chart:
+    rows = [vars(one) | {"range": f"{one.low:.1f}–{one.high:.1f}"} for one in found.overall.bins if one.count]
+    unit = {"domain": [0, 1]}
+    spec = charts.lines(
+        rows,
+        quantity("score", "mean score of a bin", scale=unit, format=".3f"),
+        quantity("precision", "precision", scale=unit, format=".3f"),
+        [name("range", "scores"), quantity("count", "objects")],
+        diagonal=True,
+    )
+    says = (
+        f"How many objects with a score are right: a partner with an IoU of 0.5 or more of their {found.matched_by}. On "
+        f"the dashed line, scores can be taken at their word. Expected calibration error: {found.overall.ece:.3f}."
+    )
+    return Chart("Can scores be trusted?", says, spec)
+
+
+def _confusion(confusion: Confusion) -> Chart:
+    background = len(confusion.categories) - 1
+    sums = [0] * len(confusion.categories)
+    for row, column, count in confusion.counts:
+        sums[row] += count
+        sums[column] += count
+    largest = sorted(range(background), key=lambda one: (-sums[one], one))[:CONFUSED]
+    names = short_names({one: confusion.categories[one] for one in [*largest, background]})
+    rows = [
+        {"truth": names[row], "found": names[column], "objects": count}
+        for row, column, count in confusion.counts
+        if row in names and column in names
+    ]
+    order = list(names.values())
+    spec = charts.heat_map(
+        rows,
+        name("found", "found", order),
+        name("truth", "truth", order),
+        quantity("objects", "objects"),
+        {"step": charts.CELL},
+    )
+    says = (
+        f"What objects of the truth were taken for, with scores of {confusion.score:.2f} or more. Background's row is "
+        f"what was found where nothing is, its column what was missed. The {CONFUSED} largest categories."
+    )
+    return Chart("What was taken for what", says, spec)
+
+
+def _thresholds(found: Detections) -> Table:
+    qualities = {"all together": found.overall} | dict(list(found.categories.items())[:CATEGORIES])
+    rows: list[list[Cell]] = []
+    for category, of in qualities.items():
+        best = (of.best.score, of.best.f1, of.best.precision, of.best.recall) if of.best else (None,) * 4
+        rows.append([shown(category, 60), *best, _figure(of.ece), of.truth, of.found])
+    head = ("category", "score", "F1", "precision", "recall", "calibration error", "in the truth", "found")
+    return Table("The score threshold of the highest F1", head, rows)
+
+
+def f1_by_image(dataset: LabelDataset, truth: Truth, threshold: float) -> dict[int, float]:
+    """How well each image's boxes agree with a truth of objects; images with neither objects nor truth are left out.
+
+    Args:
+        dataset: the labels
+        truth: COCO's instances or keypoints
+        threshold: objects that score lower are left out
+    """
+    expected: dict[int, list[Row]] = {}
+    for one in truth.document["annotations"]:
+        if not one["iscrowd"]:
+            expected.setdefault(one["image_id"], []).append(one)
+    scores = {image: 0.0 for image, theirs in truth.images.items() if theirs in expected}
+    for image, ours in groupby(_objects(dataset, threshold), itemgetter("image_id")):
+        if image in truth.images:
+            scores[image] = _f1(list(ours), expected.get(truth.images[image], []), truth.categories)
+    return scores
+
+
+def _objects(dataset: LabelDataset, threshold: float) -> Iterator[Row]:
+    for batch in dataset.batches("annotations", ["image_id", "category_id", "score", "bbox"]):
+        yield from (row for row in batch.to_pylist() if row["score"] >= threshold)
+
+
+def _f1(ours: Sequence[Row], theirs: Sequence[Row], categories: Mapping[int, int]) -> float:
+    """Of one image's boxes, at least one on either side."""
+    found = [categories.get(row["category_id"]) for row in ours]
+    wanted = [row["category_id"] for row in theirs]
+    corners = [dict(zip(("x", "y", "width", "height"), row["bbox"], strict=True)) for row in theirs]
+    before = Objects.of([row | {"segmentation": None} for row in ours], [str(one) for one in found])
+    after = [{"bbox": box, "score": 1.0, "segmentation": None} for box in corners]
+    pairs = match(before, Objects.of(after, [str(one) for one in wanted]), IOU)
+    right = sum(found[pair.before] == wanted[pair.after] for pair in pairs)
+    return 2 * right / (len(found) + len(wanted))
