@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from prelabel.schemas.tables import TABLES, part_name
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from polars import LazyFrame
+
+    from prelabel.pipeline.selection import Selection
 
 
 class LabelDataset:
@@ -117,6 +119,33 @@ class LabelDataset:
         """
         rows = self.rows("annotations", image_id).select(["annotation_id", "segmentation"]).to_pylist()
         return {row["annotation_id"]: self.mask(row["segmentation"]) for row in rows if row["segmentation"]}
+
+    def select(
+        self,
+        score_threshold: float | Mapping[str, float] = 0.0,
+        categories: Iterable[str] | None = None,
+        where: str | None = None,
+        limit: int | None = None,
+    ) -> Selection:
+        """Some of the labels, for an exporter to write, or to read with its `batches`; nothing is renumbered.
+
+        Args:
+            score_threshold: lowest score of an object, for all categories or by category name; what has no score (a
+                stuff segment) stays; images stay
+            categories: names; objects of others are left out; images stay
+            where: an SQL expression over the columns of images and annotations, and verdict, reviewer and note of the
+                last review of the object, or else of its image. An object is kept if it holds for it. An image is kept
+                if it holds for one of its objects, or for the image by itself, when the columns of annotations are
+                NULL. Segments and proposals follow their image.
+            limit: most images, of those that could be read
+
+        Raises:
+            UserError: there is no such category, or the expression doesn't fit the tables.
+            JobError: a part is missing or damaged.
+        """
+        from prelabel.pipeline.selection import Selection
+
+        return Selection(self, score_threshold, categories, where, limit)
 
     @staticmethod
     def mask(segmentation: Mapping[str, Any]) -> np.ndarray:

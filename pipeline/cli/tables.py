@@ -9,28 +9,65 @@ import click
 @click.argument("format_name", metavar="FORMAT")
 @click.argument("url")
 @click.option("--to", required=True, metavar="PATH", help="The file to write.")
-def export(format_name: str, url: str, to: str) -> int:
-    """Write the labels in another tool's format.
+@click.option(
+    "--score-threshold",
+    "thresholds",
+    metavar="X|CATEGORY=X|FILE",
+    multiple=True,
+    help="Leave out objects that score lower; a FILE is what `prelabel evaluate --thresholds FILE` writes.",
+)
+@click.option("--category", "categories", metavar="NAME", multiple=True, help="Leave out objects of other categories.")
+@click.option("--where", metavar="SQL", help="Leave out images and objects for which this expression does not hold.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Most images.")
+def export(
+    format_name: str,
+    url: str,
+    to: str,
+    thresholds: tuple[str, ...],
+    categories: tuple[str, ...],
+    where: str | None,
+    limit: int | None,
+) -> int:
+    """Write the labels, or some of them, in another tool's format.
 
     FORMAT is coco (an instances document), coco-results (what pycocotools' loadRes takes), coco-keypoints, or
     coco-panoptic (a document, and a folder of PNGs beside it).
+
+    --score-threshold and --category choose objects and segments; their images stay, though none of their objects may.
+    A number is for all categories, CATEGORY=X and files are for theirs; a segment without a score stays.
+
+    --where is true or false of an object and its image, by the columns of images and annotations, and by verdict,
+    reviewer and note of the last review of the object, or else of its image. An object stays if it is true of it. An
+    image stays if it is true of one of its objects, or of the image by itself, when the columns of annotations are
+    NULL. Segments have no columns there; they stay with their image.
+
+    Ids stay those of the job.
 
     \b
     Examples:
       prelabel export coco labels --to labels.json
       prelabel export coco-results labels --to results.json
       prelabel export coco-panoptic labels --to panoptic.json
+      prelabel export coco labels --to sure.json --score-threshold 0.5 --score-threshold person=0.8
+      prelabel export coco labels --to sure.json --score-threshold thresholds.json --category person
+      prelabel export coco labels --to accepted.json --where "verdict = 'accept'"
+      prelabel export coco labels --to todo.json --where "width > 1000 AND verdict IS NULL" --limit 500
     """
     from prelabel.pipeline.dataset import open_dataset
     from prelabel.pipeline.exports import exporter_of
+    from prelabel.pipeline.selection import score_thresholds
 
     exporter, dataset = exporter_of(format_name), open_dataset(url)
     if not dataset.is_complete:
         click.echo(
             f"{url} is not finished: {len(dataset.units)} of {dataset.record.units} units are exported", err=True
         )
-    written = exporter.write(dataset, to)
-    click.echo(f"{written.to}: {written.annotations:,} annotations of {written.images:,} images", err=True)
+    lowest = score_thresholds(thresholds, dataset.categories)
+    selection = dataset.select(lowest, categories or None, where, limit)
+    written = exporter.write(selection, to)
+    left_out = ", ".join(f"{rows:,} {name}" for name, rows in selection.left_out.items() if rows)
+    more = f"; left out: {left_out}" if left_out else ""
+    click.echo(f"{written.to}: {written.annotations:,} annotations of {written.images:,} images{more}", err=True)
     return 0
 
 

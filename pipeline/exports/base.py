@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.selection import Labels
 from prelabel.schemas.tables import SCHEMA_VERSION
 
 
@@ -23,17 +23,21 @@ class Exporter(ABC):
     """Writes committed labels in another tool's format; a subclass handles one, its name goes into the registry."""
 
     @abstractmethod
-    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+    def write(self, dataset: Labels, to: str) -> ExportSummary:
         """Writes the file or folder `to`, which appears whole or not at all.
 
         Memory does not grow with the number of annotations.
+
+        Args:
+            dataset: all labels of a job, or those of `LabelDataset.select`
+            to: path or URL
 
         Raises:
             UserError: the labels can't be said in this format.
         """
 
 
-def document_info(dataset: LabelDataset) -> dict[str, Any]:
+def document_info(dataset: Labels) -> dict[str, Any]:
     """The "info" of a COCO document."""
     return {
         "description": f"labels by {', '.join(model['name'] for model in dataset.record.models)}",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
+from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import writing
 from prelabel.schemas.coco import write_instances, write_results
 
@@ -11,7 +11,7 @@ from prelabel.schemas.coco import write_instances, write_results
 class CocoInstances(Exporter):
     """One instances document; image ids are the job's, `file_name` is the image's key."""
 
-    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+    def write(self, dataset: Labels, to: str) -> ExportSummary:
         """Writes the images that could be read, with all of their annotations."""
         info = document_info(dataset)
         with writing(to) as out:
@@ -24,7 +24,7 @@ class CocoInstances(Exporter):
 class CocoResults(Exporter):
     """A list of results: image_id, category_id, bbox, score, segmentation and keypoints where there are any."""
 
-    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+    def write(self, dataset: Labels, to: str) -> ExportSummary:
         """Writes all annotations."""
         with writing(to) as out:
             annotations = write_results(out, dataset.batches("annotations"))

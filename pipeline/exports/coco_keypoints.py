@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
+from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import writing
 from prelabel.schemas.coco import write_keypoints
 from prelabel.schemas.errors import UserError
@@ -12,7 +12,7 @@ from prelabel.schemas.errors import UserError
 class CocoKeypoints(Exporter):
     """One document; image ids are the job's, `file_name` is the image's key."""
 
-    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+    def write(self, dataset: Labels, to: str) -> ExportSummary:
         """Writes the images that could be read, with those of their annotations that have keypoints."""
         if "detect_keypoints" not in dataset.record.tasks:
             raise UserError(f"{dataset.url} has no keypoints: label with --task detect_keypoints")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
+from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import writing, writing_folder
 from prelabel.schemas.coco import write_panoptic
 from prelabel.schemas.errors import JobError, UserError
@@ -27,7 +27,7 @@ class CocoPanoptic(Exporter):
     PNGs are named by image_id: a key may hold folders, or worse, and two of them may have the same stem.
     """
 
-    def write(self, dataset: LabelDataset, to: str) -> ExportSummary:
+    def write(self, dataset: Labels, to: str) -> ExportSummary:
         """Writes the images that could be read, with all of their panoptic segments, one PNG at a time.
 
         Where the folder is in a bucket, PNGs appear there one by one, and the document last.
@@ -45,7 +45,7 @@ class CocoPanoptic(Exporter):
         return ExportSummary(to, *counts)
 
 
-def _segments_by_image(dataset: LabelDataset) -> Iterator[tuple[Row, list[Row]]]:
+def _segments_by_image(dataset: Labels) -> Iterator[tuple[Row, list[Row]]]:
     """Each image that could be read, and its panoptic segments."""
     columns = ["segment_id", "image_id", "category_id", "area", "bbox", "segmentation", "kind"]
     panoptic = (row for row in _rows(dataset, "segments", columns) if row["kind"] == "panoptic")
@@ -60,7 +60,7 @@ def _segments_by_image(dataset: LabelDataset) -> Iterator[tuple[Row, list[Row]]]
             yield image, found
 
 
-def _rows(dataset: LabelDataset, table: str, columns: list[str]) -> Iterator[Row]:
+def _rows(dataset: Labels, table: str, columns: list[str]) -> Iterator[Row]:
     return (row for batch in dataset.batches(table, columns) for row in batch.to_pylist())
 
 
