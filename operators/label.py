@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import torch
@@ -22,6 +24,18 @@ TOO_LARGE = {
     "error_code": "too_large",
     "error": "the accelerator's memory ran out on this image alone",
 }
+R = TypeVar("R")
+Seconds = defaultdict[str, float]
+"""What took how long."""
+
+
+def timed(seconds: Seconds, what: str, function: Callable[..., R], *arguments: object) -> R:
+    """Calls the function and adds the wall seconds that it took, also where it raises."""
+    began = perf_counter()
+    try:
+        return function(*arguments)
+    finally:
+        seconds[what] += perf_counter() - began
 
 
 @dataclass
@@ -70,15 +84,31 @@ class Findings:
     Attributes:
         facts: columns of each image's row
         answers: what each model said of it, in the order they were asked; none of an image that failed
+        seconds: what took how long: "predict NAME" of each model, "wait" until there were images for it, and "decode",
+            which is the sum over the threads that decode meanwhile
     """
 
     facts: list[dict[str, Any]]
     answers: list[list[Answer]]
+    seconds: Seconds = field(default_factory=lambda: defaultdict(float))
 
     @classmethod
     def nothing(cls, images: int) -> Findings:
         """Before any model was asked."""
         return cls([{} for _ in range(images)], [[] for _ in range(images)])
+
+
+class Advance(NamedTuple):
+    """What a batch came to.
+
+    Attributes:
+        images: how many it held; failed: of those
+        seconds: that each model took for it, by name
+    """
+
+    images: int
+    failed: int
+    seconds: dict[str, float]
 
 
 class Labeler:
@@ -89,7 +119,7 @@ class Labeler:
         batch_size: most images a forward pass
         max_pixels: an image with more is refused before it is decoded
         threads: decode so many images at once
-        progress: is told after each batch how many images it held
+        progress: is told after each batch what it came to
     """
 
     def __init__(
@@ -99,7 +129,7 @@ class Labeler:
         batch_size: int,
         max_pixels: int,
         threads: int,
-        progress: Callable[[int], object] = int,
+        progress: Callable[[Advance], object] = id,
     ) -> None:
         self.asked = asked
         self.batch_size = batch_size
@@ -115,23 +145,29 @@ class Labeler:
             before: by another labeler, whose models come first in the job
         """
         findings = before or Findings.nothing(len(unit))
-        for batch in self._batches(unit, findings):
+        batches = self._batches(unit, findings)
+        while batch := timed(findings.seconds, "wait", next, batches, None):
             positions = [position for position, _ in batch]
-            answers = self._ask([image.pixels for _, image in batch], [findings.answers[one] for one in positions])
+            seconds: Seconds = defaultdict(float)
+            pixels, said = [image.pixels for _, image in batch], [findings.answers[one] for one in positions]
+            answers = self._ask(pixels, said, seconds)
             for position, one in zip(positions, answers, strict=True):
                 findings.answers[position] = one or []
                 findings.facts[position] |= {} if one else TOO_LARGE
-            self.progress(len(batch))
+            for model, took in seconds.items():
+                findings.seconds[f"predict {model}"] += took
+            self.progress(Advance(len(batch), answers.count(None), seconds))
         return findings
 
     def _batches(self, unit: pa.Table, findings: Findings) -> Iterator[list[tuple[int, DecodedImage]]]:
         batches = Batches(self.batch_size, self._input_sizes)
         rows = zip(unit["bytes"], unit["error_code"], findings.facts, strict=True)
-        decoded = map_ahead(self._decode, rows, self.threads, ahead=self.threads)
-        for position, (what, image) in enumerate(decoded):
+        decoded = map_ahead(self._decode_timed, rows, self.threads, ahead=self.threads)
+        for position, (what, image, seconds) in enumerate(decoded):
             findings.facts[position].update(what)
+            findings.seconds["decode"] += seconds
             if image is None:
-                self.progress(1)
+                self.progress(Advance(1, 1, {}))
             elif due := batches.add(position, image):
                 yield due
         yield from batches.rest()
@@ -152,22 +188,29 @@ class Labeler:
         names = ("width", "height", "orientation", "format")
         return facts | {"status": "ok"} | {name: getattr(image, name) for name in names}, image
 
-    def _ask(self, images: list[torch.Tensor], before: list[list[Answer]]) -> list[list[Answer] | None]:
+    def _decode_timed(self, row: Any) -> tuple[dict[str, Any], DecodedImage | None, float]:
+        began = perf_counter()
+        return *self._decode(row), perf_counter() - began
+
+    def _ask(
+        self, images: list[torch.Tensor], before: list[list[Answer]], seconds: Seconds
+    ) -> list[list[Answer] | None]:
         """All answers in order; None for an image on which alone the accelerator runs out of memory."""
         try:
-            return list(self._answers(images, before))
+            return list(self._answers(images, before, seconds))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         if len(images) == 1:
             return [None]
         half = len(images) // 2
-        return self._ask(images[:half], before[:half]) + self._ask(images[half:], before[half:])
+        return self._ask(images[:half], before[:half], seconds) + self._ask(images[half:], before[half:], seconds)
 
-    def _answers(self, images: list[torch.Tensor], before: list[list[Answer]]) -> list[list[Answer]]:
+    def _answers(self, images: list[torch.Tensor], before: list[list[Answer]], seconds: Seconds) -> list[list[Answer]]:
         answers = [list(one) for one in before]
         for model, tasks, category_ids in self.asked:
             regions = ([proposals_of(one) for one in answers],) if model.takes_regions else ()
-            for one, prediction in zip(answers, model.predict(images, tasks, *regions), strict=True):
+            predictions = timed(seconds, model.name, model.predict, images, tasks, *regions)
+            for one, prediction in zip(answers, predictions, strict=True):
                 one.append(Answer(model.name, prediction.renumbered(category_ids)))
         return answers
 

@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pyarrow as pa
@@ -37,8 +37,24 @@ def unit_name(unit: int) -> str:
     return f"{unit:08d}.json"
 
 
-def _plan_name(number: int) -> str:
+def unit_number(name: str) -> int | None:
+    """The unit of a file name that `unit_name` gives; None for any other name."""
+    digits = name.removesuffix(".json")
+    return int(digits) if digits.isascii() and digits.isdigit() and name == unit_name(int(digits)) else None
+
+
+def plan_name(number: int) -> str:
+    """The name of a file of the plan."""
     return f"part-{number:05d}.parquet"
+
+
+def plan_bytes(rows: pa.Table) -> bytes:
+    """A file of the plan: the same bytes for the same rows, each time."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        rows.combine_chunks(), buffer, compression="zstd", row_group_size=PLAN_ROWS, write_page_checksum=True
+    )
+    return cast(bytes, buffer.getvalue().to_pybytes())
 
 
 def to_json(value: Any) -> bytes:
@@ -75,11 +91,7 @@ class Manifest:
         remaining = iter(units)
         count = images = 0
         while some := list(islice(remaining, UNITS_PER_PLAN_FILE)):
-            buffer = pa.BufferOutputStream()
-            pq.write_table(
-                to_table(some), buffer, compression="zstd", row_group_size=PLAN_ROWS, write_page_checksum=True
-            )
-            self._put(f"{UNITS}/{_plan_name(count // UNITS_PER_PLAN_FILE)}", buffer.getvalue().to_pybytes())
+            self._put(f"{UNITS}/{plan_name(count // UNITS_PER_PLAN_FILE)}", plan_bytes(to_table(some)))
             count += len(some)
             images += sum(map(len, some))
         return count, images
@@ -97,7 +109,7 @@ class Manifest:
         """A unit of the plan, found by reading the rows around it."""
         file, row = divmod(number, UNITS_PER_PLAN_FILE)
         group, row = divmod(row, PLAN_ROWS)
-        data = self.storage.read(f"{UNITS}/{_plan_name(file)}")
+        data = self.storage.read(f"{UNITS}/{plan_name(file)}")
         return next(from_table(pq.ParquetFile(pa.BufferReader(data)).read_row_group(group).slice(row, 1)))
 
     def write_job(self, job: JobRecord) -> None:
@@ -145,15 +157,15 @@ class Manifest:
         return {failure["unit"] for failure in self.failures() if failure["final"]}
 
     def _numbers(self, folder: str) -> set[int]:
-        return {int(name[:-5]) for name in self.storage.names(folder) if name.endswith(".json")}
+        return {number for name in self.storage.names(folder) if (number := unit_number(name)) is not None}
 
     def commit(self, unit: int, commit: dict[str, Any]) -> None:
         """Makes a unit's parts count: the last of its writes."""
         self.storage.put(f"{COMMITS}/{unit_name(unit)}", to_json(commit))
 
-    def commits(self) -> Iterator[dict[str, Any]]:
-        """All commits, by unit number."""
-        return self._contents(COMMITS, sorted(self.committed()))
+    def commits(self, units: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The commits of some units, or of all, by unit number."""
+        return self._contents(COMMITS, sorted(self.committed() if units is None else units))
 
     def record_failure(self, unit: int, reason: str, message: str, final: bool) -> None:
         """Says why a unit could not be finished, and how often it was tried.

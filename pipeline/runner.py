@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
@@ -18,10 +18,13 @@ from pydantic import ValidationError
 
 from prelabel.operators.models import ModelSpec
 from prelabel.operators.options import Options
+from prelabel.pipeline.calibrate import Calibration, Spread, calibrate
 from prelabel.pipeline.lock import Lock
+from prelabel.pipeline.logs import event
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
 from prelabel.pipeline.pool import pool_of
+from prelabel.pipeline.progress import Meter, Pace, Progress, Reporter
 from prelabel.pipeline.sources.base import Shard, Unit
 from prelabel.pipeline.sources.shards import check_unchanged
 from prelabel.pipeline.storage import Storage, read_input
@@ -35,20 +38,8 @@ logger = logging.getLogger("prelabel")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a job is: `phase` is "start", "plan" or "label"; counts are images, `total` None while unknown."""
-
-    phase: str
-    done: int = 0
-    total: int | None = None
-
-
-Reporter = Callable[[Progress], object]
-
-
-@dataclass(frozen=True)
 class DryRun:
-    """What a job would do."""
+    """What a job would do; `calibration` says how fast, where that was asked for."""
 
     images: int
     units: int
@@ -56,6 +47,7 @@ class DryRun:
     num_bytes: int
     tasks: tuple[str, ...]
     categories: CategorySet
+    calibration: Calibration | None = None
 
 
 def run(job: Job, progress: Reporter = id) -> Summary:
@@ -72,7 +64,7 @@ def run(job: Job, progress: Reporter = id) -> Summary:
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
         pool = pool_of(job.runtime, len(job.labels.models), *graph.resources())
-        units = _begun(plan_units(job.labels, lambda images: progress(Progress("plan", images))))
+        units = _begun(_planned(job, progress))
         manifest.storage.check_writable()
         with Lock(manifest.storage, on_lost=_interrupt) as lock:
             manifest.check_free()
@@ -130,21 +122,38 @@ def _open_units(manifest: Manifest, record: JobRecord, retry_failed: bool) -> se
     return set(range(record.units)) - manifest.committed() - given_up
 
 
-def dry_run(job: Job, progress: Reporter = id) -> DryRun:
-    """Checks all that `run` would check, and plans; writes nothing."""
+def dry_run(job: Job, progress: Reporter = id, trial_images: int = 0) -> DryRun:
+    """Checks all that `run` would check, and plans; writes nothing.
+
+    With `trial_images`, so many images, spread evenly over the plan, are labeled to say how long the job will take.
+    """
     job, _ = _ready(job)
     from prelabel.pipeline import graph
 
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
-        pool_of(job.runtime, len(job.labels.models), *graph.resources())
-    images = units = size = 0
-    shards: set[str] = set()
-    for unit in plan_units(job.labels, lambda count: progress(Progress("plan", count))):
-        images, units, size = images + len(unit), units + 1, size + int(unit.sizes.sum())
-        shards.add(unit.shard.uri)
-    return DryRun(images, units, len(shards), size, prepared.tasks, prepared.categories)
+        pool = pool_of(job.runtime, len(job.labels.models), *graph.resources())
+        images = units = size = 0
+        shards: set[str] = set()
+        spread = Spread(trial_images)
+        for unit in _planned(job, progress):
+            images, units, size = images + len(unit), units + 1, size + int(unit.sizes.sum())
+            shards.add(unit.shard.uri)
+            if trial_images:
+                spread.add(unit)
+        calibration = calibrate(prepared.work, pool, spread.images(), images, progress) if trial_images else None
+    return DryRun(images, units, len(shards), size, prepared.tasks, prepared.categories, calibration)
+
+
+def _planned(job: Job, progress: Reporter) -> Iterator[Unit]:
+    pace = Pace()
+
+    def tell(images: int) -> None:
+        (rate,) = pace(images) or (None,)
+        progress(Progress("plan", images, rate=rate))
+
+    return plan_units(job.labels, tell)
 
 
 @dataclass(frozen=True)
@@ -282,43 +291,46 @@ class _Labeling:
 
     def label(self, done: set[int], left: int) -> None:
         """Works the units that are not done, and hold so many images, until too many have failed."""
-        images = self.record.images - left
+        begun = Progress(
+            "label",
+            self.record.images - left,
+            self.record.images,
+            committed=len(self.manifest.committed()),
+            units=self.record.units,
+            workers=0,
+            wanted=self.pool.most * len(self.pool.groups),
+        )
+        meter = Meter(self.progress, begun)
         most = tolerated = self.record.job.runtime.max_failed_units
         for wave in self.manifest.waves(done):
-            tolerated -= self._label_wave(wave, tolerated, images)
-            images += sum(map(len, wave))
+            tolerated -= self._label_wave(wave, tolerated, meter)
             if tolerated < 0:
                 logger.warning("more than %d units failed (--max-failed-units): stopped", most)
                 break
         self.manifest.storage.delete_temporary()
 
-    def _label_wave(self, wave: list[Unit], tolerated: int, before: int) -> int:
-        """Works some units, `before` images being done; returns how many failed, each told in the manifest."""
+    def _label_wave(self, wave: list[Unit], tolerated: int, meter: Meter) -> int:
+        """Works some units; returns how many failed, each told in the manifest."""
         from prelabel.pipeline import graph
 
-        planned, total = sum(map(len, wave)), self.record.images
-        self.progress(Progress("label", before, total))
         told = self._attempts()
+        meter.begin(sum(map(len, wave)))
         try:
-            errors = graph.label_wave(
-                self.work,
-                wave,
-                self.pool,
-                tolerated,
-                lambda count: self.progress(Progress("label", before + min(count, planned), total)),
-            )
+            errors = graph.label_wave(self.work, wave, self.pool, tolerated, meter)
         except KeyboardInterrupt:
             self.lock.check()
             raise
         self.lock.check()
-        self.progress(Progress("label", before + planned, total))
+        meter.end()
         failed = {unit.number for unit in wave} - self.manifest.committed()
         if failed:
             logger.debug("%s", "\n".join(errors))
             attempts = self._attempts()
             for unit in sorted(unit for unit in failed if attempts.get(unit, 0) == told.get(unit, 0)):
+                reason = _reason(errors)
+                event("unit_failed", f"unit {unit} failed: {reason}", logging.WARNING, unit=unit, reason=reason)
                 with suppress(OSError):
-                    self.manifest.record_failure(unit, "Unfinished", _reason(errors), final=False)
+                    self.manifest.record_failure(unit, "Unfinished", reason, final=False)
         return len(failed)
 
     def _attempts(self) -> dict[int, int]:

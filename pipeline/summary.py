@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
-from prelabel.pipeline.lock import holder
+from prelabel.pipeline.lock import BEAT_SECONDS, BEATS_TO_WAIT, holder
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.storage import Storage
 from prelabel.schemas.job import JobRecord
+
+RECENT = timedelta(minutes=10)
+"""Before the last commit: what a job's rate is told from."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class Summary:
         max_failed: failed images that the job tolerates
         runner: who works on it now
         worked: whether there was anything to do
+        timings: seconds by what they were spent on, summed over all commits: "read", "decode" (on threads that run
+            ahead), "wait" (of the models, for images), "predict NAME" of each model, "rows", "write"
+        rate: images a second, by the times of the last ten minutes' commits
     """
 
     output: str
@@ -44,11 +53,23 @@ class Summary:
     max_failed: int | None = None
     runner: dict[str, Any] | None = None
     worked: bool = True
+    timings: dict[str, float] = field(default_factory=dict)
+    rate: float | None = None
 
     @property
     def failed_images(self) -> int:
         """Images with a `failed` row."""
         return sum(self.failed.values())
+
+    @property
+    def done(self) -> int:
+        """Images in committed units."""
+        return self.labeled + self.failed_images
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At that rate, while someone works on it."""
+        return (self.images - self.done) / self.rate if self.rate and self.runner and not self.is_complete else None
 
     @property
     def is_complete(self) -> bool:
@@ -74,26 +95,90 @@ def status(output: str) -> Summary:
 
 def summarize(manifest: Manifest, record: JobRecord, seconds: float = 0.0) -> Summary:
     """The same, for whoever has read the job; `seconds` is how long a run took."""
-    committed = images = 0
-    rows: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    for commit in manifest.commits():
-        counts = commit["counts"]
-        committed, images = committed + 1, images + counts["images"]
-        rows.update({name: counts.get(name, 0) for name in ("annotations", "segments", "proposals")})
-        failed.update(counts["failed"])
-    return Summary(
-        output=manifest.storage.url,
-        images=record.images,
-        labeled=images - failed.total(),
-        failed=dict(sorted(failed.items())),
-        annotations=rows["annotations"],
-        units=record.units,
-        committed=committed,
-        segments=rows["segments"],
-        proposals=rows["proposals"],
-        failures=manifest.failures(),
-        seconds=seconds,
-        max_failed=record.job.runtime.max_failed,
-        runner=holder(manifest.storage),
-    )
+    return Watch(manifest, record).look(seconds)
+
+
+def watch(output: str, every: float) -> Iterator[Summary]:
+    """How far a job is, again after so many seconds each time, until it is done or nobody works on it.
+
+    Raises:
+        JobError: there is no job at the URL.
+    """
+    manifest = Manifest(Storage(output))
+    watched = Watch(manifest, manifest.read_job())
+    while True:
+        summary = watched.look()
+        yield summary
+        if summary.is_complete or not summary.runner:
+            return
+        time.sleep(every)
+
+
+class Watch:
+    """Looks at a job's manifest again and again; a commit that was read is not read again."""
+
+    def __init__(self, manifest: Manifest, record: JobRecord) -> None:
+        self.manifest = manifest
+        self.record = record
+        self._forget()
+        self._runner: dict[str, Any] | None = None
+        self._beat_seen = 0.0
+
+    def _forget(self) -> None:
+        self._seen: set[int] = set()
+        self._counts: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._timings: defaultdict[str, float] = defaultdict(float)
+        self._committed: list[tuple[datetime, int]] = []
+
+    def look(self, seconds: float = 0.0) -> Summary:
+        """What the job has come to by now; `seconds` is how long a run took."""
+        committed = self.manifest.committed()
+        if self._seen - committed:  # someone has taken commits away
+            self._forget()
+        for commit in self.manifest.commits(committed - self._seen):
+            self._add(commit)
+        self._seen = committed
+        return Summary(
+            output=self.manifest.storage.url,
+            images=self.record.images,
+            labeled=self._counts["images"] - self._failed.total(),
+            failed=dict(sorted(self._failed.items())),
+            annotations=self._counts["annotations"],
+            units=self.record.units,
+            committed=len(committed),
+            segments=self._counts["segments"],
+            proposals=self._counts["proposals"],
+            failures=self.manifest.failures(),
+            seconds=seconds,
+            max_failed=self.record.job.runtime.max_failed,
+            runner=self._living_runner(),
+            timings={name: round(took, 3) for name, took in self._timings.items()},
+            rate=self._rate(),
+        )
+
+    def _add(self, commit: dict[str, Any]) -> None:
+        self._counts.update({name: count for name, count in commit["counts"].items() if name != "failed"})
+        self._failed.update(commit["counts"]["failed"])
+        for name, took in commit["timings"].items():
+            self._timings[name] += took
+        if "committed" in commit:
+            self._committed.append((datetime.fromisoformat(commit["committed"]), commit["counts"]["images"]))
+
+    def _rate(self) -> float | None:
+        """Images a second between the last commits, as their own clocks have it."""
+        if not self._committed:
+            return None
+        self._committed.sort()
+        last, _ = self._committed[-1]
+        self._committed = [one for one in self._committed if last - one[0] <= RECENT]
+        first, _ = self._committed[0]
+        took = (last - first).total_seconds()
+        return sum(images for _, images in self._committed[1:]) / took if took else None
+
+    def _living_runner(self) -> dict[str, Any] | None:
+        """Who holds the lock, unless it is seen to beat no more."""
+        now, runner = time.monotonic(), holder(self.manifest.storage)
+        if runner != self._runner:
+            self._runner, self._beat_seen = runner, now
+        return runner if now - self._beat_seen < 2 * BEATS_TO_WAIT * BEAT_SECONDS else None

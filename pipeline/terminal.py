@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
 
-from prelabel.pipeline.runner import Progress as JobProgress
+from prelabel.pipeline.logs import event, is_json
+from prelabel.pipeline.progress import PHASES, Pace, Progress, duration
 from prelabel.pipeline.summary import Summary
 
 SECONDS_BETWEEN_LINES = 15.0
-PHASES = {"start": "looking at the model", "plan": "planning", "label": "labeling"}
+SECONDS_BETWEEN_EVENTS = 5.0
+MEANINGS = {
+    "read": "read, ahead of workers",
+    "decode": "decode, on their threads",
+    "wait": "workers waited for images",
+    "rows": "masks and rows",
+    "write": "write, after workers",
+}
+BESIDE = ("read", "decode", "write")
 
 
 class Display:
-    """Context manager and reporter: a live bar on a terminal, a line now and then in a log."""
+    """Context manager and reporter: a live bar on a terminal, a line now and then in a log, or events for programs.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to
+        seconds_between_lines: where it is no terminal; 0: a line for each change
+    """
+
+    def __init__(self, console: Console, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         self.console = console
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("images"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=None, rate="")
-        self._phase = ""
-        self._began = self._said = 0.0
-        self._first = 0
+        self.seconds_between_lines = SECONDS_BETWEEN_EVENTS if is_json() else seconds_between_lines
+        self._bar = _Bar(console)
+        self._said_at = 0.0
+        self._said = Progress("")
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -43,26 +52,78 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def __call__(self, progress: JobProgress) -> None:
-        """Shows how far the job is."""
-        now = time.monotonic()
-        changed = progress.phase != self._phase
-        if changed:
-            self._phase, self._began, self._first = progress.phase, now, progress.done
-        elapsed = now - self._began
-        rate = f"{(progress.done - self._first) / elapsed:,.1f}/s" if elapsed > 1 else ""
-        description = PHASES[progress.phase]
-        self._bar.update(self._task, description=description, completed=progress.done, total=progress.total, rate=rate)
-        if not self.console.is_terminal and (changed or now - self._said > SECONDS_BETWEEN_LINES):
-            self._said = now
-            self.console.print(_line(description, progress, rate), highlight=False)
+    def __call__(self, progress: Progress) -> None:
+        """Shows how far it is."""
+        if self.console.is_terminal and not is_json():
+            self._bar.show(progress)
+        elif self._is_due(progress):
+            self._say(progress)
+
+    def _is_due(self, progress: Progress) -> bool:
+        if progress.phase != self._said.phase or progress.is_over != self._said.is_over:
+            return True
+        return progress != self._said and time.monotonic() - self._said_at >= self.seconds_between_lines
+
+    def _say(self, progress: Progress) -> None:
+        self._said, self._said_at = progress, time.monotonic()
+        if is_json():
+            event("progress", progress.line(), **progress.facts())
+        else:
+            self.console.print(progress.line(), markup=False, highlight=False, soft_wrap=True)
 
 
-def _line(description: str, progress: JobProgress, rate: str) -> str:
-    if progress.total is None and not rate:  # it has just begun
-        return description
-    total = f" of {progress.total:,}" if progress.total is not None else ""
-    return f"{description}: {progress.done:,}{total} images {rate}".rstrip()
+class _Bar(Bar):
+    """A bar with its figures, and below it who works and with what success."""
+
+    def __init__(self, console: Console) -> None:
+        self._below = ""
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[of]}", "{task.fields[speed]}")
+        super().__init__(
+            *columns,
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=is_json() or not console.is_terminal,
+        )
+        self._task = self.add_task("", total=None, of="", speed="")
+
+    def show(self, progress: Progress) -> None:
+        self._below = " · ".join(progress.rest())
+        self.update(
+            self._task,
+            description=PHASES[progress.phase],
+            completed=progress.done,
+            total=progress.total,
+            of=progress.of,
+            speed=" · ".join(progress.speed()),
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self._below:
+            yield Text(self._below, style="dim")
+
+
+@contextmanager
+def progress_bar(total: int | None, of: str = "images", phase: str = "export") -> Iterator[Callable[[int], object]]:
+    """Shows how far something is on stderr, in the way of `Display`; yields what is to be told of how many more.
+
+    Args:
+        total: how many there are
+        of: what is counted
+        phase: one of `PHASES`
+    """
+    pace, done = Pace(), 0
+    with Display(Console(stderr=True)) as shown:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            (rate,) = pace(done) or (None,)
+            shown(Progress(phase, done, total, rate=rate, of=of))
+
+        advance(0)
+        yield advance
 
 
 def print_summary(console: Console, summary: Summary) -> None:
@@ -74,8 +135,27 @@ def print_summary(console: Console, summary: Summary) -> None:
     lines += _what_is_missing(summary)
     if summary.max_failed is not None and summary.failed_images > summary.max_failed:
         lines.append(f"{summary.failed_images:,} images failed, more than --max-failed {summary.max_failed:,}")
+    if is_json():
+        facts = asdict(summary) | {"complete": summary.is_complete, "exit_code": summary.exit_code}
+        event("summary", "\n".join(lines), **facts)
+        return
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if summary.timings:
+        console.print(timings_table(summary.timings, summary.done))
+
+
+def timings_table(timings: dict[str, float], images: int) -> Table:
+    """What the workers' time was spent on; what goes on beside them has no share of it."""
+    table = Table("", box=None, padding=(0, 2, 0, 0))
+    for header in ("seconds", "share", "images/s"):
+        table.add_column(header, justify="right")
+    total = sum(took for name, took in timings.items() if name not in BESIDE)
+    for name, took in timings.items():
+        share = "" if name in BESIDE or not total else f"{took / total:.0%}"
+        speed = f"{images / took:,.1f}" if took and name != "wait" else ""
+        table.add_row(Text(MEANINGS.get(name, name)), f"{took:,.1f}", share, speed)
+    return table
 
 
 def model_lines(offers: list[dict[str, Any]]) -> Iterator[str]:
@@ -105,7 +185,9 @@ def _what_is_missing(summary: Summary) -> Iterator[str]:
         )
     unfinished = summary.units - summary.committed - len(given_up)
     if unfinished and summary.runner:
-        yield f"process {summary.runner.get('pid')} on {summary.runner.get('host')} is working on it"
+        speed = "" if summary.rate is None else f": {summary.rate:,.1f} images/s"
+        left = "" if summary.seconds_left is None else f", {duration(summary.seconds_left)} left"
+        yield f"process {summary.runner.get('pid')} on {summary.runner.get('host')} is working on it{speed}{left}"
     elif unfinished:
         reasons = [failure["message"] for failure in summary.failures if not failure["final"]]
         why = f" ({reasons[0]})" if reasons else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime, timezone
+from time import perf_counter
 from typing import Any
 
 import pyarrow as pa
@@ -25,15 +27,21 @@ def write_unit(
         unit: its number
         tables: table name -> all rows of the unit, images included
         metadata: what each file carries
-        timings: seconds, for people
+        timings: seconds, for people; "write" is added
     """
-    parts = {}
+    began, parts = perf_counter(), {}
     for name in sorted(tables):
         data = to_parquet(tables[name], metadata)
         path = f"{name}/{part_name(unit)}"
         manifest.storage.put(path, data)
         parts[name] = {"path": path, "rows": len(tables[name]), "bytes": len(data), "sha256": checksum(data)}
-    commit = {"unit": unit, "parts": parts, "counts": _counts(tables), "timings": timings}
+    commit = {
+        "unit": unit,
+        "parts": parts,
+        "counts": _counts(tables),
+        "timings": timings | {"write": round(perf_counter() - began, 3)},
+        "committed": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+    }
     manifest.commit(unit, commit)
     return commit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from typing import Any
 import click
 
 from prelabel.pipeline.cli.terminal import INTERRUPTED, display
+from prelabel.pipeline.logs import tell
 from prelabel.pipeline.options import config_option, json_option, label_options, option, runtime_options
-from prelabel.schemas.errors import JobError
+from prelabel.schemas.errors import JobError, UserError
 
 
 @click.command()
@@ -36,9 +38,29 @@ from prelabel.schemas.errors import JobError
 )
 @runtime_options
 @option("--dry-run", is_flag=True, help="Check everything, plan, and write nothing.")
+@option(
+    "--calibrate",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="With --dry-run: label N images on trial, spread over the plan, and say how long the job will take.",
+)
+@option(
+    "--price-per-hour",
+    type=click.FloatRange(0),
+    metavar="X",
+    help="With --calibrate: of all machines together; says what the job will cost.",
+)
 @json_option
 @config_option
-def run(sources: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+def run(
+    sources: tuple[str, ...],
+    output: str,
+    dry_run: bool,
+    calibrate: int | None,
+    price_per_hour: float | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Label all images of the sources.
 
     A SOURCE is a folder of images, WebDataset tars, Parquet files with an image column, or a list of URIs (.txt, .csv,
@@ -53,6 +75,8 @@ def run(sources: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **o
       prelabel run photos -o labels -m torchvision:maskrcnn_resnet50_fpn_v2 -m transformers:DIR --task fuse_panoptic
       prelabel run photos -o labels -m regions:selective_search -m rcnn:resnet50 --keep-proposals 300
       prelabel run --config job.yaml --dry-run
+      prelabel run --config job.yaml --dry-run --calibrate 64 --price-per-hour 2.50
+      prelabel --log-json run --config job.yaml 2> log.jsonl
 
     With several models, --task, --weights, --categories and --score-threshold can say whose they are:
     --weights torchvision:fcn_resnet50=mine.pth.
@@ -62,11 +86,13 @@ def run(sources: tuple[str, ...], output: str, dry_run: bool, as_json: bool, **o
     from prelabel.pipeline import runner
     from prelabel.schemas.job import Job
 
+    if (calibrate and not dry_run) or (price_per_hour is not None and not calibrate):
+        raise UserError("--calibrate goes with --dry-run, and --price-per-hour with --calibrate")
     job = Job.of(*sources, output=output, **{name: value for name, value in options.items() if value != ()})
     with _resumable(output), display() as shown:
-        result = runner.dry_run(job, shown) if dry_run else runner.run(job, shown)
+        result = runner.dry_run(job, shown, calibrate or 0) if dry_run else runner.run(job, shown)
     if isinstance(result, runner.DryRun):
-        _print_dry_run(result, as_json)
+        _print_dry_run(result, price_per_hour, as_json)
         return 0
     return _print_summary(result, as_json)
 
@@ -90,24 +116,61 @@ def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runti
     with _resumable(url), display() as shown:
         summary = runner.resume(url, take_over=take_over, retry_failed=retry_failed, progress=shown, **runtime)
     if not summary.worked:
-        click.echo("nothing to do: no unit is left", err=True)
+        tell("nothing_to_do", "nothing to do: no unit is left")
     return _print_summary(summary, as_json)
 
 
 @click.command()
 @click.argument("url")
+@click.option("--watch", is_flag=True, help="Look again and again, until the job is done or nobody works on it.")
+@click.option(
+    "--every", default=2.0, show_default=True, type=click.FloatRange(0.1), metavar="SECONDS", help="Between two looks."
+)
 @json_option
-def status(url: str, as_json: bool) -> int:
-    """Say how far a job is; reads its manifest alone, also while it runs.
+def status(url: str, watch: bool, every: float, as_json: bool) -> int:
+    """Say how far a job is; reads its manifest alone, also while it runs, from any machine.
 
     \b
-    Example:
+    Examples:
       prelabel status labels --json
+      prelabel status s3://bucket/labels --watch
+
+    With --watch, Ctrl-C stops looking; the job goes on. The exit code is 0 when it is done, 3 when it can't be yet or
+    too much has failed.
     """
     from prelabel.pipeline.summary import status as status_of
 
+    if watch:
+        return _watch(url, every, as_json)
     _print_summary(status_of(url), as_json)
     return 0
+
+
+def _watch(url: str, every: float, as_json: bool) -> int:
+    from prelabel.pipeline.progress import Progress
+    from prelabel.pipeline.summary import Summary, watch
+
+    summary: Summary | None = None
+    try:
+        with display(seconds_between_lines=0) as shown:
+            for summary in watch(url, every):
+                failed_units = sum(failure["final"] for failure in summary.failures)
+                shown(
+                    Progress(
+                        "label",
+                        summary.done,
+                        summary.images,
+                        failed=summary.failed_images,
+                        committed=summary.committed,
+                        units=summary.units,
+                        failed_units=failed_units,
+                        rate=summary.rate if summary.runner else None,
+                    )
+                )
+    except KeyboardInterrupt:  # the way to stop looking
+        return 0
+    assert summary is not None
+    return _print_summary(summary, as_json)
 
 
 @contextmanager
@@ -123,7 +186,7 @@ def _resumable(output: str) -> Iterator[None]:
             how = f"prelabel resume {shlex.quote(output)}"
         except JobError:
             how = "the same command again: nothing was labeled yet"
-        click.echo(f"\ninterrupted; go on with {how}", err=True)
+        tell("interrupted", f"\ninterrupted; go on with {how}", logging.WARNING, exit_code=INTERRUPTED)
         sys.exit(INTERRUPTED)
 
 
@@ -139,13 +202,34 @@ def _print_summary(summary: Any, as_json: bool) -> int:
     return int(summary.exit_code)
 
 
-def _print_dry_run(found: Any, as_json: bool) -> None:
+def _print_dry_run(found: Any, price_per_hour: float | None, as_json: bool) -> None:
     names = [category.name for category in found.categories]
+    facts = {"images": found.images, "units": found.units, "shards": found.shards, "bytes": found.num_bytes}
+    facts |= {"tasks": list(found.tasks), "categories": names}
+    trial = found.calibration
+    if trial:
+        facts["calibration"] = asdict(trial) | {"images_per_second_per_worker": trial.images_per_second_per_worker}
+        facts["calibration"] |= {} if price_per_hour is None else {"cost": trial.hours * price_per_hour}
     if as_json:
-        facts = {"images": found.images, "units": found.units, "shards": found.shards, "bytes": found.num_bytes}
-        click.echo(json.dumps(facts | {"tasks": list(found.tasks), "categories": names}))
+        click.echo(json.dumps(facts))
         return
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    click.echo(f"would label {found.images:,} images ({found.num_bytes / 1e6:,.1f} MB as far as listed)", err=True)
-    click.echo(f"in {found.units:,} units from {found.shards:,} shards: {', '.join(found.tasks)}", err=True)
-    click.echo(f"{len(names)} categories{': ' * bool(names)}{shown}; nothing was written", err=True)
+    lines = [
+        f"would label {found.images:,} images ({found.num_bytes / 1e6:,.1f} MB as far as listed)",
+        f"in {found.units:,} units from {found.shards:,} shards: {', '.join(found.tasks)}",
+        *(_calibration_lines(trial, price_per_hour) if trial else ()),
+        f"{len(names)} categories{': ' * bool(names)}{shown}; nothing was written",
+    ]
+    tell("dry_run", "\n".join(lines), **facts)
+
+
+def _calibration_lines(trial: Any, price_per_hour: float | None) -> Iterator[str]:
+    from prelabel.pipeline.progress import duration
+
+    failed = f", of which {trial.failed:,} failed" if trial.failed else ""
+    yield (
+        f"{trial.images:,} images on trial{failed}: {trial.images_per_second:,.2f} images/s, with {trial.workers} "
+        f"workers of {trial.images_per_second_per_worker:,.2f} each"
+    )
+    cost = "" if price_per_hour is None else f", {trial.hours * price_per_hour:,.2f} at {price_per_hour:g} an hour"
+    yield f"the whole job: about {duration(trial.hours * 3600)}{cost}"

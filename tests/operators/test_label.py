@@ -17,7 +17,8 @@ from PIL import Image
 
 from prelabel.operators.base import Instances, Model, Prediction, Task
 from prelabel.operators.detect import Detect
-from prelabel.operators.label import Asked, Labeler, make_tables
+from prelabel.operators.images import DecodedImage, decode
+from prelabel.operators.label import Advance, Asked, Labeler, make_tables
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.tables import ANNOTATIONS, IMAGES
 
@@ -194,10 +195,34 @@ def test_error_in_the_model_is_not_made_a_row() -> None:
         label([png(4, 4, 1)], Broken())
 
 
-def test_progress_counts_each_image_once() -> None:
-    told: list[int] = []
-    label([png(4 + k, 4, 1) for k in range(9)] + [None, b""], Counting(memory=16), progress=told.append)
-    assert sum(told) == 11
+def test_progress_counts_each_image_and_each_failure_once() -> None:
+    told: list[Advance] = []
+    tables = label([png(4 + k, 4, 1) for k in range(9)] + [None, b""], Counting(memory=16), progress=told.append)
+    assert sum(advance.images for advance in told) == 11
+    assert sum(advance.failed for advance in told) == 11 - tables["images"]["error_code"].null_count == 10
+    assert all(set(advance.seconds) <= {"fake:counting"} for advance in told)
+
+
+def test_seconds_are_those_of_the_model_and_of_the_threads_that_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Slow(Counting):
+        def predict(self, images: Sequence[torch.Tensor], tasks: frozenset[Task]) -> list[Prediction]:
+            clock[0] += 10
+            return super().predict(images, tasks)
+
+    def slowly(data: bytes, max_pixels: int) -> DecodedImage:
+        clock[0] += 1
+        return decode(data, max_pixels)
+
+    def seconds(model: Model) -> dict[str, float]:
+        labeler = Labeler([Asked(model, model.tasks, {})], batch_size=2, max_pixels=10_000, threads=1)
+        return labeler.look(unit_of([png(4, 4, 1)] * 5)).seconds
+
+    monkeypatch.setattr("prelabel.operators.label.perf_counter", lambda: clock[0])
+    assert seconds(Slow())["predict fake:counting"] == 30
+    monkeypatch.setattr("prelabel.operators.label.decode", slowly)
+    assert seconds(Counting())["decode"] == 5
 
 
 @settings(deadline=None, max_examples=40)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,8 +89,14 @@ def writes_of(job: Job) -> tuple[list[Write], list[list[Write]]]:
     return planning.writes, units
 
 
+def less_clocks(files: dict[str, bytes]) -> dict[str, Any]:
+    """The same, but for what a clock has said in commits: the tables' bytes are what is promised."""
+    clocks = {"timings": None, "committed": None}
+    return {name: json.loads(data) | clocks if "/commits/" in name else data for name, data in files.items()}
+
+
 def assert_whole(job: Job, expected: dict[str, bytes]) -> None:
-    assert files_of(OUTPUT) == expected
+    assert less_clocks(files_of(OUTPUT)) == less_clocks(expected)
     dataset = LabelDataset(OUTPUT)
     assert dataset.is_complete
     assert dataset.table("images").to_table()["image_id"].to_pylist() == list(range(7))
