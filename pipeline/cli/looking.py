@@ -53,7 +53,7 @@ def review(
             webbrowser.open(address)
 
     serve(open_review(dataset, reviewer or _login_name(), truth, other), Place(host, port), ready)
-    click.echo("stopped", err=True)
+    click.echo("\nstopped", err=True)
     return 0
 
 

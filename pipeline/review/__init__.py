@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import secrets
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 
 import uvicorn
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.review.app import Review, app_of
 from prelabel.pipeline.review.beside import OtherJob, TruthBeside
+from prelabel.pipeline.review.database import Database
 from prelabel.pipeline.review.images import Pictures
 from prelabel.pipeline.review.index import Index
 from prelabel.pipeline.review.units import Units
-from prelabel.schemas.errors import UserError
+from prelabel.pipeline.review.verdicts import Verdicts
+from prelabel.schemas.errors import PrelabelError, UserError
 
 __all__ = ["Place", "open_review", "serve"]
 
 FIRST_PORT = 8000
 PORTS = 100
 """As many are tried where none is asked for."""
+SECONDS_BETWEEN_LOOKS = 5.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ def open_review(dataset: LabelDataset, reviewer: str, truth: str | None = None, 
     units = Units(dataset)
     beside = TruthBeside(truth, dataset) if truth else None
     compared = OtherJob(other) if other else None
-    return Review(dataset, units, Index(dataset, units), Pictures(dataset, units), reviewer, beside, compared)
+    database = Database(dataset)
+    verdicts = Verdicts(dataset, units, database)
+    index, pictures = Index(units, verdicts, database), Pictures(dataset, units)
+    return Review(dataset, units, index, verdicts, pictures, database.stop, reviewer, beside, compared)
 
 
 def serve(review: Review, place: Place, ready: Callable[[str], object]) -> None:
@@ -74,15 +83,37 @@ def serve(review: Review, place: Place, ready: Callable[[str], object]) -> None:
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    threading.Thread(target=review.index.build, daemon=True).start()
+    stopped = threading.Event()
+    threading.Thread(target=_keep_up, args=[review, stopped], daemon=True).start()
     try:
         ready(_url(place.host, listening, token))
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config, review).run(sockets=[listening])
     except KeyboardInterrupt:
         pass
     finally:
-        review.index.stop()
+        stopped.set()
         listening.close()
+
+
+class _Server(uvicorn.Server):
+    """Stops at once, and says nothing of answers that this cuts short."""
+
+    def __init__(self, config: uvicorn.Config, review: Review) -> None:
+        super().__init__(config)
+        self._review = review
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self._review.stop()
+        super().handle_exit(sig, frame)
+
+
+def _keep_up(review: Review, stopped: threading.Event) -> None:
+    """Builds the index, then looks for what other reviewers have written."""
+    review.index.build()
+    while not stopped.wait(SECONDS_BETWEEN_LOOKS):
+        with suppress(PrelabelError):  # a storage that fails for now
+            review.verdicts.refresh()
 
 
 def _listen(place: Place) -> socket.socket:

@@ -26,7 +26,7 @@ from prelabel.pipeline.review.images import Pictures
 from prelabel.pipeline.review.index import Index
 from prelabel.pipeline.review.labels import labels_of
 from prelabel.pipeline.review.units import Units
-from prelabel.pipeline.review.verdicts import Verdicts
+from prelabel.pipeline.review.verdicts import Posted, Verdicts
 from prelabel.schemas.errors import PrelabelError, SourceError
 
 STATIC = Path(__file__).parent / "static"
@@ -40,7 +40,8 @@ class Review:
     """All that the routes need.
 
     Attributes:
-        dataset, units, index, pictures: of the job
+        dataset, units, index, verdicts, pictures: of the job
+        stop: ends what is under way
         reviewer: whose verdicts these are
         truth, other: what is shown beside the labels
     """
@@ -48,7 +49,9 @@ class Review:
     dataset: LabelDataset
     units: Units
     index: Index
+    verdicts: Verdicts
     pictures: Pictures
+    stop: Callable[[], None]
     reviewer: str
     truth: Beside | None = None
     other: Beside | None = None
@@ -118,7 +121,7 @@ def image(review: Review, request: Request) -> Any:
         | labels_of(review.units, image_id)
         | {
             "labels": row["labels"] or [],
-            "reviews": review.index.reviews(image_id),
+            "reviews": review.verdicts.of(image_id),
             "truth": review.truth and review.truth.labels(row),
             "other": review.other and review.other.labels(row),
         }
@@ -141,7 +144,7 @@ def thumbnail(review: Review, request: Request) -> Response:
 
 def progress(review: Review, _: Request) -> Any:
     """How many images have which verdict."""
-    return review.index.progress()
+    return review.verdicts.progress()
 
 
 async def verdicts(request: Request) -> Response:
@@ -155,10 +158,9 @@ async def verdicts(request: Request) -> Response:
 
 
 def _write(review: Review, data: bytes) -> Response:
-    reviews = Verdicts.model_validate_json(data).checked(review.units)
-    if reviews:
-        review.index.review(review.reviewer, reviews)
-    return _json({"written": len(reviews)})
+    posted = Posted.model_validate_json(data)
+    review.verdicts.write(review.reviewer, posted)
+    return _json({"written": len(posted.reviews)})
 
 
 def _query(request: Request) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Units:
             JobError: a part is missing or damaged.
         """
         parts, units = self._parts(name), self._units_of(image_ids)
-        if not parts:
+        if not parts or not len(image_ids):
             return empty_table(name).select(columns or TABLES[name].names)
         wanted = [(parts[unit], pa.array(image_ids[units == unit])) for unit in np.unique(units)]
         return pa.concat_tables([_read(part, columns, pc.field("image_id").isin(ids)) for part, ids in wanted])

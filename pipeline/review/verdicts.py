@@ -1,17 +1,32 @@
-"""What the page sends: checked before it is written."""
+"""What reviewers say: taken from the page, written, and known at once; and what others have written since."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import threading
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.review.database import Database
 from prelabel.pipeline.review.units import Units
-from prelabel.pipeline.reviews import Review
-from prelabel.schemas.errors import UserError
+from prelabel.pipeline.reviews import Review, write_reviews
+from prelabel.schemas.errors import JobError, UserError, one_line
+from prelabel.schemas.tables import REVIEWS
 
 Id = Annotated[int, Field(ge=0, lt=2**53)]
+IN_MEMORY = """
+CREATE TABLE said AS FROM reviews LIMIT 0;
+DROP VIEW reviews;
+ALTER TABLE said RENAME TO reviews;
+CREATE VIEW image_verdicts AS SELECT image_id, arg_max(verdict, (reviewed_at, review_id)) AS verdict
+FROM verdicts WHERE annotation_id IS NULL AND verdict IS NOT NULL GROUP BY image_id
+"""
+"""The view `verdicts` reads a table that can grow, in place of the parts that there were at first."""
+COLUMNS = "annotation_id, verdict, note, reviewer, reviewed_at"
 
 
 class Said(BaseModel):
@@ -25,27 +40,94 @@ class Said(BaseModel):
     note: Annotated[str, Field(max_length=10_000)] | None = None
 
 
-class Verdicts(BaseModel):
-    """What is posted at once."""
+class Posted(BaseModel):
+    """What is said at once."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     reviews: Annotated[list[Said], Field(max_length=10_000)]
 
-    def checked(self, units: Units) -> list[Review]:
-        """As rows to write.
+
+class Verdicts:
+    """The reviews of a job; several threads may ask.
+
+    Attributes:
+        version: another one after each change
+    """
+
+    def __init__(self, dataset: LabelDataset, units: Units, database: Database) -> None:
+        self._dataset, self._units, self._database = dataset, units, database
+        self._parts: set[str] = set()  # that are known
+        self._adding = threading.Lock()
+        self.version = 0
+        database.execute(IN_MEMORY)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what was written since, also by others.
 
         Raises:
-            UserError: one is of an image or object that is not there.
+            JobError: a part can't be read.
         """
-        images = np.array([said.image_id for said in self.reviews], np.int64)
-        for image_id in images[~units.contain(images)]:
+        new = [name for name in self._dataset.parts("reviews") if name not in self._parts]
+        if new:
+            self._add(_read(self._dataset, new))
+            self._parts.update(new)
+
+    def _add(self, reviews: pa.Table) -> None:
+        with self._adding:  # own ones come a second time, as a part
+            self._database.execute(
+                "INSERT INTO reviews FROM arriving ANTI JOIN reviews USING (review_id)", arriving=reviews
+            )
+            self.version += 1
+
+    def write(self, reviewer: str, posted: Posted) -> None:
+        """Keeps what a reviewer says.
+
+        Raises:
+            UserError: it is about an image or object that is not there.
+            JobError: nothing can be written there.
+        """
+        self._check(posted.reviews)
+        if posted.reviews:
+            rows = [Review(one.image_id, one.annotation_id, one.verdict, one.note) for one in posted.reviews]
+            self._add(write_reviews(self._dataset, reviewer, rows))
+
+    def _check(self, reviews: list[Said]) -> None:
+        images = np.array([said.image_id for said in reviews], np.int64)
+        for image_id in images[~self._units.contain(images)]:
             raise UserError(f"there is no image {image_id}")
-        of_objects = {said.annotation_id: said.image_id for said in self.reviews if said.annotation_id is not None}
-        asked = np.unique(np.array(list(of_objects.values()), np.int64))
-        rows = units.rows("annotations", asked, ["annotation_id", "image_id"]) if of_objects else None
-        known = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True)) if rows else {}
-        for said in self.reviews:
-            if said.annotation_id is not None and known.get(said.annotation_id) != said.image_id:
+        of_objects = np.array([said.image_id for said in reviews if said.annotation_id is not None], np.int64)
+        known = self._units.rows("annotations", of_objects, ["annotation_id", "image_id"])
+        image_of = dict(zip(*(column.to_pylist() for column in known.columns), strict=True))
+        for said in reviews:
+            if said.annotation_id is not None and image_of.get(said.annotation_id) != said.image_id:
                 raise UserError(f"image {said.image_id} has no object {said.annotation_id}")
-        return [Review(said.image_id, said.annotation_id, said.verdict, said.note) for said in self.reviews]
+
+    def of(self, image_id: int) -> list[dict[str, Any]]:
+        """What each reviewer said last of an image and its objects, in the order in which they did."""
+        where = f"image_id = {int(image_id)} ORDER BY reviewed_at, review_id"
+        return self._database.rows(f"SELECT {COLUMNS} FROM verdicts WHERE {where}")
+
+    def of_images(self, image_ids: np.ndarray) -> dict[int, str]:
+        """The last word on each image as a whole, by anyone, where there is one."""
+        among = ", ".join(map(str, image_ids.tolist())) or "NULL"
+        rows = self._database.rows(f"SELECT image_id, verdict FROM image_verdicts WHERE image_id IN ({among})")
+        return {row["image_id"]: row["verdict"] for row in rows}
+
+    def progress(self) -> dict[str, int]:
+        """How many of the committed images have each verdict, or none."""
+        found = self._database.rows("SELECT image_id, verdict FROM image_verdicts")
+        ours = self._units.contain(np.array([row["image_id"] for row in found], np.int64))
+        said = [row["verdict"] for row, is_ours in zip(found, ours, strict=True) if is_ours]
+        counts = {verdict: said.count(verdict) for verdict in ("accept", "reject", "flag")}
+        return counts | {"none": self._units.images - sum(counts.values())}
+
+
+def _read(dataset: LabelDataset, parts: list[str]) -> pa.Table:
+    storage = dataset.storage
+    paths = [storage.path(name) for name in parts]
+    try:  # Arrow's own way to a disk is many times faster, and these parts are small and many
+        return pq.read_table(paths, schema=REVIEWS, filesystem=None if storage.is_local else storage.fs)
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"a part of {storage.url}/reviews can't be read: {one_line(error)}") from error

@@ -1,0 +1,64 @@
+"""DuckDB for many threads: the job's tables, and what the page adds in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.query.connection import connect, wait
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+LONGEST_QUESTION = 300.0
+"""Seconds."""
+
+
+class Database:
+    """The views of `prelabel.pipeline.query`, sealed; several threads may ask."""
+
+    def __init__(self, dataset: LabelDataset) -> None:
+        self._connection = connect(dataset)
+        self._asking: set[DuckDBPyConnection] = set()
+
+    @contextmanager
+    def cursor(self) -> Iterator[DuckDBPyConnection]:
+        """To ask one question with; it is interrupted when it takes too long, or everything stops."""
+        with self._connection.cursor() as cursor:
+            alarm = threading.Timer(LONGEST_QUESTION, cursor.interrupt)
+            alarm.daemon = True
+            alarm.start()
+            self._asking.add(cursor)
+            try:
+                yield cursor
+            finally:
+                self._asking.remove(cursor)
+                alarm.cancel()
+
+    def execute(self, statement: str, **tables: pa.Table) -> None:
+        """A statement of this package's own, which may name these tables.
+
+        Raises:
+            JobError: a part is missing or damaged.
+        """
+        with self.cursor() as cursor:
+            for name, table in tables.items():
+                cursor.register(name, table)
+            wait(cursor, lambda: cursor.execute(statement))
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """The answer to a question of this package's own."""
+        with self.cursor() as cursor:
+            found = wait(cursor, lambda: cursor.execute(sql).fetchall())
+            names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    def stop(self) -> None:
+        """Ends all that is being asked."""
+        for cursor in tuple(self._asking):
+            cursor.interrupt()
