@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from polars import LazyFrame
 
+    from prelabel.pipeline.notebook import LabeledImage
     from prelabel.pipeline.selection import Selection
 
 
@@ -146,6 +147,25 @@ class LabelDataset:
         from prelabel.pipeline.selection import Selection
 
         return Selection(self, score_threshold, categories, where, limit)
+
+    def image(self, which: int | str) -> LabeledImage:
+        """An image and what was found in it; in a notebook it shows itself.
+
+        Args:
+            which: its image_id or its key
+
+        Raises:
+            UserError: no committed unit has it.
+            JobError: a part is missing or damaged.
+        """
+        from prelabel.pipeline.notebook import find_image
+
+        return find_image(self, which)
+
+    def _repr_html_(self) -> str:
+        from prelabel.pipeline.notebook import dataset_html
+
+        return dataset_html(self)
 
     @staticmethod
     def mask(segmentation: Mapping[str, Any]) -> np.ndarray:

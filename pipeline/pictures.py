@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from prelabel.pipeline.colors import color_of
 from prelabel.schemas import rle
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import SourceError, one_line
@@ -84,7 +84,7 @@ def draw_segments(
         _tint(picture, segment, inside=150)
     for segment in segments if names else ():
         x, y, width, height = _sides(segment, scale)
-        _write(pen, (x + width / 2, y + height / 2), segment["category"], _colour(segment), anchor="mm")
+        _write(pen, (x + width / 2, y + height / 2), segment["category"], _color(segment), anchor="mm")
     return picture
 
 
@@ -123,10 +123,8 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def _colour(row: Row) -> tuple[int, int, int]:
-    # Steps of the golden angle keep neighbours in the category list apart.
-    red, green, blue = colorsys.hsv_to_rgb(row.get("category_id", 0) * 0.381966 % 1, 0.9, 1.0)
-    return round(red * 255), round(green * 255), round(blue * 255)
+def _color(row: Row) -> tuple[int, int, int]:
+    return color_of(row.get("category_id", 0))
 
 
 def _sides(row: Row, scale: float) -> tuple[float, float, float, float]:
@@ -139,7 +137,7 @@ def _tint(picture: Image.Image, row: Row, inside: int = 70) -> None:
     around = np.pad(mask, 1)
     inner = mask & around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     opacity = np.where(inner, inside, np.where(mask, 255, 0)).astype(np.uint8)
-    picture.paste(_colour(row), (left, top, left + mask.shape[1], top + mask.shape[0]), Image.fromarray(opacity))
+    picture.paste(_color(row), (left, top, left + mask.shape[1], top + mask.shape[0]), Image.fromarray(opacity))
 
 
 def _mask(runs: rle.Rle, size: tuple[int, int]) -> tuple[np.ndarray, int, int]:
@@ -165,20 +163,20 @@ def _under(places: int, pixels: int) -> np.ndarray:
 
 def _box(pen: ImageDraw.ImageDraw, row: Row, scale: float) -> None:
     x, y, width, height = _sides(row, scale)
-    pen.rectangle((x, y, x + width, y + height), outline=_colour(row))
+    pen.rectangle((x, y, x + width, y + height), outline=_color(row))
 
 
 def _name(pen: ImageDraw.ImageDraw, row: Row, scale: float) -> None:
     x, y, *_ = _sides(row, scale)
-    _write(pen, (x + 2, y + 1), f"{row.get('category', '')[:LONGEST_NAME]} {row['score']:.2f}", _colour(row))
+    _write(pen, (x + 2, y + 1), f"{row.get('category', '')[:LONGEST_NAME]} {row['score']:.2f}", _color(row))
 
 
 def _write(
-    pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: tuple[int, int, int], anchor: str = "la"
+    pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple[int, int, int], anchor: str = "la"
 ) -> None:
     shown = one_line(text)[: LONGEST_NAME + 5]
     pen.rectangle(pen.textbbox(place, shown, anchor=anchor), fill=(0, 0, 0))
-    pen.text(place, shown, fill=colour, anchor=anchor)
+    pen.text(place, shown, fill=color, anchor=anchor)
 
 
 def _pose(pen: ImageDraw.ImageDraw, row: Row, scale: float, category: Category | None) -> None:
@@ -188,7 +186,7 @@ def _pose(pen: ImageDraw.ImageDraw, row: Row, scale: float, category: Category |
     for one, other in (category and category.skeleton) or ():
         (x, y, seen), (to_x, to_y, also_seen) = places[one - 1], places[other - 1]
         if seen and also_seen:
-            pen.line((x, y, to_x, to_y), fill=_colour(row))
+            pen.line((x, y, to_x, to_y), fill=_color(row))
     for x, y, seen in places:
         if seen:
-            pen.circle((x, y), DOT, fill=(255, 255, 255) if seen > 1 else None, outline=_colour(row))
+            pen.circle((x, y), DOT, fill=(255, 255, 255) if seen > 1 else None, outline=_color(row))
