@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prelabel.pipeline.evaluate.figures import Confusion, Detections, Evaluation, MatchedImages, Metrics, ScoreQuality
+from prelabel.pipeline.evaluate.truth import printable
 
 MOST_CATEGORIES = 20
 """More are shown only where asked for."""
@@ -37,15 +38,17 @@ def show(console: Console, found: Evaluation, every_category: bool = False) -> N
         found: the figures
         every_category: also where there are more than `MOST_CATEGORIES`
     """
-    left_out = 0
-    for kind, categories in found.categories.items():
-        if every_category or len(categories) <= MOST_CATEGORIES:
-            console.print(_table(kind, categories, _SHOWN.get(kind, _SHOWN_OF_OBJECTS)))
-        left_out = max(left_out, 0 if every_category else len(categories) - MOST_CATEGORIES)
+    fit = every_category or all(len(each) <= MOST_CATEGORIES for each in found.categories.values())
+    for kind, categories in found.categories.items() if fit else ():
+        _print(console, kind, _table(categories, _SHOWN.get(kind, _SHOWN_OF_OBJECTS)))
     if found.detections:
-        _show_detections(console, found.detections, every_category)
-    if left_out > 0:
+        _show_detections(console, found.detections, fit)
+    if not fit:
         console.print("--per-category shows the figures of each category, --json has all", highlight=False)
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print(Text(f"\n{title}", style="bold"), table, sep="\n")
 
 
 def _images(images: MatchedImages) -> Iterator[str]:
@@ -61,29 +64,27 @@ def _images(images: MatchedImages) -> Iterator[str]:
             yield f"images: {names.count:,} {what}: {', '.join(map(printable, names.first))}{more}"
 
 
-def _table(title: str, categories: dict[str, Metrics], shown: Iterable[str]) -> Table:
-    table = _empty(title, ["category", *shown])
+def _table(categories: dict[str, Metrics], shown: Iterable[str]) -> Table:
+    table = _empty(["category", *shown])
     for name, metrics in categories.items():
         table.add_row(Text(printable(name)), *(_number(metrics[metric]) for metric in shown))
     return table
 
 
-def _show_detections(console: Console, detections: Detections, every_category: bool) -> None:
-    table = _empty(
-        f"scores, by IoU of {detections.matched_by}",
-        ["category", "truth", "found", "ECE", "threshold", "precision", "recall", "F1"],
-    )
-    if every_category or len(detections.categories) <= MOST_CATEGORIES:
-        for name, quality in detections.categories.items():
-            table.add_row(Text(printable(name)), *_cells(quality))
-        table.add_section()
-    table.add_row(Text("all"), *_cells(detections.overall))
-    console.print(table)
-    curve = _empty("reliability", ["score", "objects", "mean score", "precision"])
+def _show_detections(console: Console, detections: Detections, each: bool) -> None:
+    table = _empty(["category", "truth", "found", "ECE", "threshold", "precision", "recall", "F1"])
+    for name, quality in detections.categories.items() if each else ():
+        table.add_row(Text(printable(name)), *_cells(quality))
+    table.add_section()
+    table.add_row("all", *_cells(detections.overall))
+    _print(console, f"scores, by IoU of {detections.matched_by}", table)
+    curve = _empty(["score", "objects", "mean score", "precision"])
     for one in detections.overall.bins:
         curve.add_row(f"{one.low:.1f}-{one.high:.1f}", f"{one.count:,}", _number(one.score), _number(one.precision))
-    console.print(curve)
-    console.print(_confusion(detections.confusion, console.width))
+    _print(console, "reliability", curve)
+    confusion = detections.confusion
+    title = f"truth by what was found, score {confusion.score:.3f} or more"
+    _print(console, title, _confusion(confusion, console.width))
 
 
 def _cells(quality: ScoreQuality) -> Iterator[str]:
@@ -95,24 +96,23 @@ def _cells(quality: ScoreQuality) -> Iterator[str]:
 def _confusion(confusion: Confusion, width: int) -> Table:
     """The matrix, or where it is wider than the terminal, the pairs that are most often taken for one another."""
     names = [printable(name) for name in confusion.categories]
-    title = f"truth by what was found, score {confusion.score:.3f} or more"
     if sum(max(5, len(name)) + 3 for name in ["", *names]) + max(map(len, names)) <= width:
-        table = _empty(title, ["truth", *names])
+        table = _empty(["truth", *names])
         counts = {(row, column): count for row, column, count in confusion.counts}
         for row, name in enumerate(names):
             cells = (counts.get((row, column), 0) for column in range(len(names)))
             table.add_row(Text(name), *(f"{count:,}" if count else "·" for count in cells))
         return table
-    table = _empty(f"{title}: what differs most often", ["truth", "found", "objects"], names=2)
+    table = _empty(["truth", "found", "objects"], names=2)
     wrong = [one for one in confusion.counts if one[0] != one[1]]
     for row, column, count in sorted(wrong, key=lambda one: -one[2])[:MOST_CONFUSED]:
         table.add_row(Text(names[row]), Text(names[column]), f"{count:,}")
     return table
 
 
-def _empty(title: str, columns: Iterable[str], names: int = 1) -> Table:
+def _empty(columns: Iterable[str], names: int = 1) -> Table:
     """Without rows; the first so many columns are names, the others numbers."""
-    table = Table(title=Text(title), title_justify="left")
+    table = Table()
     for place, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if place < names else "right")
     return table
@@ -120,8 +120,3 @@ def _empty(title: str, columns: Iterable[str], names: int = 1) -> Table:
 
 def _number(value: float) -> str:
     return "–" if value == -1 else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def printable(text: str) -> str:
-    """Without what would steer the terminal."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -158,7 +158,7 @@ def _matching_categories(ours: CategorySet, document: dict[str, Any], url: str) 
         logger.warning("%s has no category name in common with the job: categories are compared by id", url)
         return {category_id: category_id for category_id in ours.ids if category_id in names}
     if missing := [name for category_id, name in names.items() if category_id not in ids.values()]:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        shown = ", ".join(map(printable, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         logger.warning("the job can't find these categories of %s: %s", url, shown)
     return ids
 
@@ -175,3 +175,8 @@ def _names(ours: CategorySet, categories: dict[int, int], document: dict[str, An
 
 def _known_as(name: object) -> str:
     return ALIASES.get(name, name) if isinstance(name, str) else ""
+
+
+def printable(text: str) -> str:
+    """Without what would steer the terminal."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -1,4 +1,4 @@
-"""Panoptic quality against an evaluator written from the paper, pixel by pixel."""
+"""Panoptic quality and mean IoU against evaluators written from the papers, pixel by pixel, and by hand."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate import evaluate
+from prelabel.pipeline.evaluate.thresholds import write_thresholds
 from prelabel.schemas.categories import COCO_PANOPTIC, Category, CategorySet
 from prelabel.schemas.errors import UserError
 
@@ -90,6 +91,26 @@ def reference(pairs: list[tuple[Map, Segments, Map, Segments]]) -> dict[str, flo
     return {"PQ": pq, "SQ": sq, "RQ": rq, "PQ_things": things, "PQ_stuff": stuff}
 
 
+def reference_iou(pairs: list[tuple[Map, Segments, Map, Segments]]) -> tuple[dict[str, float], float]:
+    """Each category's IoU, and the pixel accuracy, on dense maps of categories; void and crowds left out."""
+    maps = [
+        (
+            np.select([truth == one for one in segments], [of * (not crowd) for of, crowd in segments.values()], VOID),
+            np.select([ours == one for one in found], [of for of, _ in found.values()], VOID)
+            if found
+            else np.zeros_like(ours),
+        )
+        for truth, segments, ours, found in pairs
+    ]
+    truth, ours = (np.concatenate([one[side].ravel() for one in maps]) for side in (0, 1))
+    ours, truth = ours[truth != VOID], truth[truth != VOID]
+    ious = {
+        CATEGORIES[one].name: ((truth == one) & (ours == one)).sum() / ((truth == one) | (ours == one)).sum()
+        for one in CATEGORIES.ids
+    }
+    return ious, (truth == ours).mean()
+
+
 def write_truth(file: Path, folder: Path, truths: dict[str, tuple[Map, Segments]], more: int = 0) -> Path:
     """A panoptic document and its PNGs; `more` is added to the category ids."""
     folder.mkdir(parents=True)
@@ -147,7 +168,11 @@ def test_agrees_with_the_paper(
     truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths, more)
     expected = reference(pairs)
     assert 0.2 < expected["PQ"] < 0.8
-    assert evaluate(labels, str(truth))["panoptic"] == pytest.approx(expected)
+    figures = evaluate(labels, str(truth))
+    assert figures["panoptic"] == pytest.approx(expected)
+    ious, accuracy = reference_iou(pairs)
+    assert {name: one["IoU"] for name, one in figures.categories["semantic"].items()} == pytest.approx(ious)
+    assert figures["semantic"] == pytest.approx({"mIoU": np.mean(list(ious.values())), "pixel_accuracy": accuracy})
 
 
 def test_pngs_may_lie_in_a_folder_named_panoptic(labels: LabelDataset, truths: dict[str, Any], tmp_path: Path) -> None:
@@ -187,6 +212,81 @@ def test_real_truth_against_itself_is_perfect(shared_data: Path, tmp_path: Path)
     figures = evaluate(labels, str(folder / "panoptic_examples.json"))
     assert figures["panoptic"] == {"PQ": 1, "SQ": 1, "RQ": 1, "PQ_things": 1, "PQ_stuff": 1}
     assert figures["semantic"] == {"mIoU": 1, "pixel_accuracy": 1}
+
+
+def columns(*edges: int) -> Map:
+    """An image of stripes: 1 from the first edge to the second, and so on."""
+    return np.tile(np.searchsorted(edges, np.arange(WIDTH), side="right"), (HEIGHT, 1))
+
+
+BY_HAND = columns(8, 16, 24), {1: (2, False), 2: (7, False), 3: (2, True)}
+"""Eight columns each: void, a ball, grass, a crowd of balls."""
+OURS = [(7, 0, 10), (2, 10, 16), (7, 16, 22), (5, 22, 24), (2, 24, 32)]
+"""Category, first column, and the one after the last: grass, a ball, grass, a leaf, a ball."""
+
+
+def labels_by_hand(folder: Path, tasks: list[str], images: int = 1) -> LabelDataset:
+    """Panoptic segments as above; the semantic ones are the truth's; nothing in further images."""
+    place = np.tile(np.arange(WIDTH), (HEIGHT, 1))
+
+    def rows(image: dict[str, Any]) -> dict[str, Any]:
+        number = image["image_id"]
+        panoptic = [
+            segment_row(number, k, CATEGORIES[category], (place >= first) & (place < end))
+            for k, (category, first, end) in enumerate(OURS, start=1)
+        ]
+        semantic = [
+            segment_row(number, 10 * one, CATEGORIES[category], BY_HAND[0] == one, "semantic")
+            for one, (category, _) in BY_HAND[1].items()
+        ]
+        kinds = {"fuse_panoptic": panoptic, "segment_semantic": semantic}
+        return {"segments": [row for task in tasks for row in kinds[task]] if number == 0 else []}
+
+    return write_labels(write_images(f"{folder}/images", images), f"{folder}/labels", rows, tasks, CATEGORIES)
+
+
+def test_panoptic_quality_by_hand(tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", {"image-0.png": BY_HAND})
+    figures = evaluate(labels_by_hand(tmp_path, ["fuse_panoptic"]), str(truth))
+    # Ball: 6 of 8 columns, IoU 6/8. The other lies in the crowd: not counted. PQ = 6/8 / 1.
+    ball = {"PQ": 0.75, "SQ": 0.75, "RQ": 1, "TP": 1, "FP": 0, "FN": 0}
+    # Grass: likewise; the other lies in void by 8 of its 10 columns, more than half: not counted.
+    # Leaf: a false positive.
+    leaf = {"PQ": 0, "SQ": 0, "RQ": 0, "TP": 0, "FP": 1, "FN": 0}
+    assert figures.categories["panoptic"] == {"ball": ball, "leaf": leaf, "grass": ball}
+    means = {"PQ": 1.5 / 3, "SQ": 1.5 / 3, "RQ": 2 / 3, "PQ_things": 0.75 / 2, "PQ_stuff": 0.75}
+    assert figures["panoptic"] == pytest.approx(means)
+
+
+def test_mean_iou_by_hand(tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", {"image-0.png": BY_HAND})
+    figures = evaluate(labels_by_hand(tmp_path, ["fuse_panoptic"]), str(truth))
+    # 16 columns count. Ball: 8 there, 6 found, all right: 6/8. Grass: 8 there, 2 + 6 found, 6 right: 6/10.
+    # Leaf: none there, 2 found: 0. Right are 12 of the 16.
+    ious = {name: one["IoU"] for name, one in figures.categories["semantic"].items()}
+    assert ious == pytest.approx({"ball": 0.75, "leaf": 0, "grass": 0.6})
+    assert figures["semantic"] == pytest.approx({"mIoU": 1.35 / 3, "pixel_accuracy": 12 / 16})
+
+
+@pytest.mark.parametrize("tasks", [["segment_semantic"], ["segment_semantic", "fuse_panoptic"]])
+def test_semantic_segments_go_before_panoptic_ones(tmp_path: Path, tasks: list[str]) -> None:
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", {"image-0.png": BY_HAND})
+    figures = evaluate(labels_by_hand(tmp_path, tasks), str(truth))
+    assert figures["semantic"] == {"mIoU": 1, "pixel_accuracy": 1}
+    assert ("panoptic" in figures) == ("fuse_panoptic" in tasks)
+
+
+def test_image_in_which_nothing_was_found_costs_its_pixels(tmp_path: Path) -> None:
+    truths = {"image-0.png": BY_HAND, "image-1.png": BY_HAND}
+    truth = write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)
+    figures = evaluate(labels_by_hand(tmp_path, ["segment_semantic"], images=2), str(truth))
+    assert figures["semantic"] == {"mIoU": 0.5, "pixel_accuracy": 0.5}
+
+
+def test_segments_have_no_thresholds(tmp_path: Path, labels: LabelDataset, truths: dict[str, Any]) -> None:
+    found = evaluate(labels, str(write_truth(tmp_path / "truth.json", tmp_path / "truth", truths)))
+    with pytest.raises(UserError, match="there are no thresholds: --thresholds needs a job with objects"):
+        write_thresholds(found, f"{tmp_path}/thresholds.json")
 
 
 def test_without_stuff_its_quality_is_unknown(labels: LabelDataset, truths: dict[str, Any], tmp_path: Path) -> None:
