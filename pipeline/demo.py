@@ -1,4 +1,4 @@
-"""The whole way, small: scenes are generated, labeled by the bundled model, exported, measured and drawn."""
+"""The whole way, small: scenes are generated, labeled by the bundled model, exported, measured, drawn and reported."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prelabel.pipeline.dataset import LabelDataset, open_dataset
 from prelabel.pipeline.evaluate import evaluate
 from prelabel.pipeline.exports import exporter_of
 from prelabel.pipeline.pictures import draw_labels, draw_segments
+from prelabel.pipeline.report import write_report
 from prelabel.pipeline.runner import Reporter, run
 from prelabel.pipeline.scenes import write_scenes
 from prelabel.pipeline.storage import reaching
@@ -45,6 +46,7 @@ class DemoResult:
         yield f"  tables    {labels}/images, {labels}/annotations, {labels}/segments (Parquet)"
         yield f"  COCO      {self.output / 'labels.json'}, {self.output / 'panoptic.json'} (and its PNGs in panoptic/)"
         yield f"  pictures  {self.output / 'pictures'} (labels drawn on {PICTURES} scenes at most)"
+        yield f"  report    {self.output / 'report.html'} (all of this to look at, in a browser)"
         program = "prelabel" if shutil.which("prelabel") else sys.argv[0]  # make's environment is not on the path
         yield "three commands to try next:"
         yield f"  {program} status {labels}"
@@ -70,6 +72,7 @@ def run_demo(output: str, images: int, seed: int, progress: Reporter) -> DemoRes
     exporter_of("coco-panoptic").write(dataset, str(folder / "panoptic.json"))
     _draw(dataset, folder / "pictures")
     found = f"{summary.annotations:,} annotations and {summary.segments:,} segments"
+    write_report(dataset, str(folder / "report.html"), truth=str(scenes / "instances.json"))
     figures = evaluate(dataset, str(scenes / "instances.json")) | evaluate(dataset, str(scenes / "panoptic.json"))
     return DemoResult(folder, f"{summary.labeled:,} scenes labeled with {found} in {summary.seconds:.0f} s", figures)
 

@@ -112,9 +112,10 @@ def number(value: Cell) -> str:
         return "–"
     if isinstance(value, str):
         return value
-    if isinstance(value, int) or abs(value) >= 1_000:
-        return f"{round(value):,}"
-    return f"{value:.3f}" if abs(value) <= 1 else f"{value:#.3g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    digits = 3 if abs(value) <= 1 else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}"
 
 
 def listed(values: Iterable[str], most: int = 5) -> str:

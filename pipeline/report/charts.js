@@ -5,6 +5,7 @@ const config = {
   font: "system-ui, sans-serif",
   axis: { ...faint, domainOpacity: 0.4, gridOpacity: 0.12, tickOpacity: 0.4, labelColor: "currentColor",
           titleColor: "currentColor", titleFontWeight: "normal", labelLimit: 150 },
+  axisX: { labelOverlap: "greedy", labelSeparation: 6 },
   legend: { labelColor: "currentColor", titleColor: "currentColor", titleFontWeight: "normal", orient: "bottom" },
   mark: { color: "#3d85e0" },
   view: { stroke: null },

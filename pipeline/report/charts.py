@@ -43,11 +43,11 @@ def bars(rows: Sequence[Row], x: Spec, y: Spec, more: Sequence[Spec] = ()) -> Sp
     """A bar for each name of `y`, in the order of the rows."""
     order = [row[y["field"]] for row in rows]
     encoding = {"x": x, "y": y | {"sort": order}, "tooltip": tips(y, x, *more)}
-    return _spec(rows, {"type": "bar"}, encoding, {"step": CELL})
+    return _spec(rows, {"type": "bar"}, encoding, CELL * len(rows))
 
 
 def heat_map(
-    rows: Sequence[Row], x: Spec, y: Spec, value: Spec, height: Any = HEIGHT, tell: Sequence[Spec] = ()
+    rows: Sequence[Row], x: Spec, y: Spec, value: Spec, height: int = HEIGHT, tell: Sequence[Spec] = ()
 ) -> Spec:
     """Cells at `x` and `y`, from one edge to the other where they have an `to`, more opaque for more."""
     encoding: Spec = {"x": x, "y": y, "tooltip": tips(*(tell or (x, y)), value)}
@@ -73,6 +73,5 @@ def lines(rows: Sequence[Row], x: Spec, y: Spec, more: Sequence[Spec] = (), diag
     return {"data": drawn["data"], "layer": layers, "width": "container", "height": HEIGHT}
 
 
-def _spec(rows: Sequence[Row], mark: Spec, encoding: Spec, height: Any = HEIGHT) -> Spec:
-    spec = {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding, "width": "container", "height": height}
-    return spec | {"autosize": {"type": "fit-x" if isinstance(height, dict) else "fit", "contains": "padding"}}
+def _spec(rows: Sequence[Row], mark: Spec, encoding: Spec, height: int = HEIGHT) -> Spec:
+    return {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding, "width": "container", "height": height}

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -60,6 +61,7 @@ def render(page: Page) -> bytes:
     return html.encode()
 
 
+@cache
 def _script(own: str) -> str:
     """Vega, Vega-Lite, Vega-Embed and our own lines, with nothing in them that ends a script element."""
     bundle: str = vl_convert.javascript_bundle(own)

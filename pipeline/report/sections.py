@@ -121,7 +121,7 @@ def _scores_by_category(found: Sequence[Row], top: Sequence[Row]) -> Chart:
     ]
     y = name("category", "category", [row["category"] for row in top])
     share, objects = quantity("share", "share of the category's objects", format=".0%"), quantity("objects", "objects")
-    spec = charts.heat_map(rows, SCORE | {"to": "to"}, y, share, {"step": charts.CELL}, [y, SCORE, objects])
+    spec = charts.heat_map(rows, SCORE | {"to": "to"}, y, share, charts.CELL * len(top), [y, SCORE, objects])
     return Chart(
         "Scores by category",
         "Which share of a category's objects has which score: the stronger the colour, the more.",
@@ -137,7 +137,7 @@ def _together(images: Any, names: Sequence[str]) -> Chart:
         if images[i, j]
     ]
     x, y = name("other", "with", names), name("one", "category", names)
-    spec = charts.heat_map(rows, x, y, quantity("images", "images"), {"step": charts.CELL}, [y, x])
+    spec = charts.heat_map(rows, x, y, quantity("images", "images"), charts.CELL * len(names), [y, x])
     says = f"Images that hold objects of both categories; on the diagonal, of one. The {TOGETHER} commonest categories."
     return Chart("Categories that meet", says, spec)
 

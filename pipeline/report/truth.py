@@ -81,8 +81,8 @@ def _reliability(found: Detections) -> Chart:
         diagonal=True,
     )
     says = (
-        f"How many objects with a score are right: a partner with an IoU of 0.5 or more of their {found.matched_by}. On "
-        f"the dashed line, scores can be taken at their word. Expected calibration error: {found.overall.ece:.3f}."
+        f"How many objects with a score are right: a partner with an IoU of 0.5 or more of their {found.matched_by}. "
+        f"On the dashed line, scores can be taken at their word. Expected calibration error: {found.overall.ece:.3f}."
     )
     return Chart("Can scores be trusted?", says, spec)
 
@@ -106,7 +106,7 @@ def _confusion(confusion: Confusion) -> Chart:
         name("found", "found", order),
         name("truth", "truth", order),
         quantity("objects", "objects"),
-        {"step": charts.CELL},
+        charts.CELL * len(order),
     )
     says = (
         f"What objects of the truth were taken for, with scores of {confusion.score:.2f} or more. Background's row is "

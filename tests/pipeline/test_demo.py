@@ -40,7 +40,8 @@ def test_the_demo_labels_measures_and_draws(tmp_path: Path) -> None:
     assert result.figures["masks"]["AP"] >= 0.60
     assert result.figures["boxes"]["AP"] >= 0.60
     assert result.figures["panoptic"]["PQ"] >= 0.60
-    assert {path.name for path in tmp_path.iterdir()} >= {"panoptic.json", "panoptic"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"panoptic.json", "panoptic", "report.html"}
+    assert any(str(tmp_path / "report.html") in line for line in result.lines())
     assert any(f"AP {result.figures['masks']['AP']:.3f}" in line for line in result.lines())
     with pytest.raises(JobError, match="is not empty"):
         run_demo(str(tmp_path), SCENES, seed=7, progress=id)
