@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -33,7 +33,7 @@ LOOKED_AT = 100
 """Images among which those are chosen."""
 PICTURE, THUMBNAIL = 800, 160
 """Longest sides in pixels."""
-PICTURE_BYTES, THUMBNAIL_BYTES = 100_000, 25_000
+PICTURE_BYTES, THUMBNAIL_BYTES = 200_000, 25_000
 COUNTED_OBJECTS = 1_000_000
 """Categories are counted among the first of them: a job is to show itself at once."""
 
@@ -59,6 +59,7 @@ class LabeledImage:
         """Of the image as a whole: category_id, category and score of each."""
         return self.row["labels"] or []
 
+    @cached_property
     def encoded(self) -> bytes:
         """The original file's bytes.
 
@@ -81,7 +82,7 @@ class LabeledImage:
             SourceError: the original is gone, or not the one that was labeled.
         """
         found = [row for row in self.annotations if row["score"] >= score_threshold]
-        return draw_labels(self.encoded(), found, longest=longest, categories=self.dataset.categories, names=names)
+        return draw_labels(self.encoded, found, longest=longest, categories=self.dataset.categories, names=names)
 
     def segments_picture(self, longest: int | None = None, names: bool = True) -> Image.Image:
         """The upright image with its panoptic segments drawn on it, or where there are none its semantic ones.
@@ -90,7 +91,7 @@ class LabeledImage:
             SourceError: the original is gone, or not the one that was labeled.
         """
         panoptic = [row for row in self.segments if row["kind"] == "panoptic"]
-        return draw_segments(self.encoded(), panoptic or self.segments, longest=longest, names=names)
+        return draw_segments(self.encoded, panoptic or self.segments, longest=longest, names=names)
 
     def _repr_html_(self) -> str:
         draws: list[Draw] = [self.picture] if self.annotations or not self.segments else []
@@ -171,21 +172,21 @@ def _most_frequent(dataset: LabelDataset) -> tuple[list[tuple[int, str, int]], i
 
 
 def _shown(draws: list[Draw], longest: int, most: int) -> tuple[list[str], str]:
-    """Data URIs of pictures that can be drawn, and why one can't."""
+    """Data URIs of pictures that can be drawn, of at most so many bytes together, and why one can't."""
     try:
-        return [_data_uri(draw(longest=longest), most) for draw in draws], ""
+        return [_data_uri(draw, longest, most // len(draws)) for draw in draws], ""
     except PrelabelError as error:
         return [], str(error)
 
 
-def _data_uri(picture: Image.Image, most: int) -> str:
-    """A JPEG of at most so many bytes, smaller where it takes that."""
+def _data_uri(draw: Draw, longest: int, most: int) -> str:
+    """A JPEG; drawn smaller where it takes that, since shrunken names can't be read."""
     while True:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=85, subsampling=0)  # thin lines keep their colors
+        draw(longest=longest).save(file, "JPEG", quality=75, subsampling=0)  # thin lines keep their colors
         if file.tell() <= most:
             return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-        picture = picture.resize((max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)))
+        longest = longest * 3 // 4
 
 
 PAGES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -207,7 +208,7 @@ JOB = """
 {% endfor %}
 </table>
 {% if categories %}
-<table>
+<table style="white-space:nowrap">
 <caption>Most frequent of {{ "the first" if counted < summary.annotations else "all" }} {{ "{:,}".format(counted) }}
 objects</caption>
 {% for id, category, count in categories %}

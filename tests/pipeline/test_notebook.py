@@ -105,7 +105,7 @@ def test_image_that_is_not_there(labels: LabelDataset, which: int | str) -> None
 
 def test_pictures_are_those_of_the_original(labels: LabelDataset) -> None:
     image = labels.image(2)
-    encoded = image.encoded()
+    encoded = image.encoded
     assert hashlib.sha256(encoded).hexdigest() == image.row["digest"]
     assert image.picture() == draw_labels(encoded, image.annotations)
     assert image.picture(100, score_threshold=0.85) == draw_labels(encoded, image.annotations[:1], longest=100)
