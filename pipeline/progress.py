@@ -20,6 +20,7 @@ PHASES = {
     "label": "labeling",
     "calibrate": "calibrating",
     "export": "exporting",
+    "validate": "validating",
 }
 
 
@@ -32,6 +33,11 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def numbered(count: int, noun: str) -> str:
+    """`1 unit`, `2 units`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -117,9 +123,9 @@ class Progress:
         if self.units is not None:
             yield f"{self.committed:,} of {self.units:,} units committed"
         if self.failed_units:
-            yield f"{self.failed_units:,} units failed"
+            yield f"{numbered(self.failed_units, 'unit')} failed"
         if self.failed:
-            yield f"{self.failed:,} images failed"
+            yield f"{numbered(self.failed, 'image')} failed"
 
     @property
     def seconds_left(self) -> float | None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import click
 
+from prelabel.pipeline.cli.checking import validate
 from prelabel.pipeline.cli.discover import demo, models
 from prelabel.pipeline.cli.jobs import resume, run, status
 from prelabel.pipeline.cli.looking import review
@@ -53,7 +54,7 @@ def cli(verbose: bool) -> None:
         logging.getLogger("prelabel").setLevel(logging.WARNING)
 
 
-for command in (run, resume, status, export, query, evaluate, compare, report, review, models, demo):
+for command in (run, resume, status, validate, export, query, evaluate, compare, report, review, models, demo):
     cli.add_command(command)
 
 

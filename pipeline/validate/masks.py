@@ -1,0 +1,206 @@
+"""Compressed run-length masks of a whole column, measured at once on their runs; no mask is decoded to pixels.
+
+The string form, and which run a number is the difference to, are those of `rleFrString` in cocoapi's
+`common/maskApi.c`; see `prelabel.schemas.rle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+import pyarrow as pa
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+NO_STRING, NEGATIVE, TOO_LONG, TOO_SHORT = 1, 2, 3, 4
+FAULTS = {
+    NO_STRING: "counts are no COCO run-length string",
+    NEGATIVE: "a run is shorter than 0",
+    TOO_LONG: "the runs are more pixels than height times width",
+    TOO_SHORT: "the runs are fewer pixels than height times width",
+}
+
+
+class Runs(NamedTuple):
+    """The run-length strings of N masks.
+
+    Attributes:
+        data: uint8, all strings one after another
+        offsets: int64 (N + 1,), where each begins in it
+        heights, widths: int64 (N,), in pixels
+    """
+
+    data: np.ndarray
+    offsets: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+
+
+class Measures(NamedTuple):
+    """Of N masks.
+
+    Attributes:
+        faults: uint8 (N,), 0 or a key of FAULTS
+        areas: int64 (N,), pixels inside
+        boxes: int64 (N, 4), the tight x, y, width, height in pixels; zeros where no pixel is inside
+    """
+
+    faults: np.ndarray
+    areas: np.ndarray
+    boxes: np.ndarray
+
+
+def runs_of(counts: pa.ChunkedArray, heights: np.ndarray, widths: np.ndarray) -> Runs:
+    """The masks of a string column without nulls."""
+    strings = counts.cast(pa.large_string()).combine_chunks()
+    if isinstance(strings, pa.ChunkedArray):
+        strings = pa.concat_arrays([pa.array([], pa.large_string()), *strings.chunks])
+    _, offsets, data = strings.buffers()
+    used = np.frombuffer(offsets, np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    return Runs(np.frombuffer(data or b"", np.uint8), used, heights.astype(np.int64), widths.astype(np.int64))
+
+
+def measure(runs: Runs) -> Measures:
+    """Reads all runs; a mask with a fault has no area and no box."""
+    count = len(runs.heights)
+    measures = Measures(np.zeros(count, np.uint8), np.zeros(count, np.int64), np.zeros((count, 4), np.int64))
+    _measure(*runs, *measures)
+    return measures
+
+
+def overlaps(runs: Runs, rows: np.ndarray, layers: np.ndarray) -> np.ndarray:
+    """For each mask, another one of its layer that shares a pixel with it, or -1; only one of the two is told.
+
+    Args:
+        runs: of N masks
+        rows: int64 (K,), numbers of masks without a fault, sorted by layer
+        layers: (K,), the layer of each
+
+    Returns:
+        int64 (N,)
+    """
+    found = np.full(len(runs.heights), -1, np.int64)
+    ends = np.append(np.flatnonzero(layers[1:] != layers[:-1]) + 1, len(rows)) if len(rows) else np.zeros(0, np.int64)
+    _overlaps(runs.data, runs.offsets, rows.astype(np.int64), ends.astype(np.int64), found)
+    return found
+
+
+def _compiled(function: Function) -> Function:
+    """Compiled on first use, outside of the GIL; kept on disk where a folder for it can be had."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba finds no folder that it may write to
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _number(data: np.ndarray, place: int, end: int) -> tuple[Any, int]:
+    """The number whose 5-bit groups begin at a place, and the place after it; that is -1 where there is none."""
+    number = shift = 0
+    while place < end and shift <= 55:
+        group: Any = np.int64(data[place]) - 48
+        place += 1
+        if group < 0 or group > 63:
+            break
+        number |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            if group & 16:
+                number |= -1 << shift
+            return number, place
+    return 0, -1
+
+
+@_compiled
+def _measure(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    faults: np.ndarray,
+    areas: np.ndarray,
+    boxes: np.ndarray,
+) -> None:
+    for mask in range(len(heights)):
+        fault, area = _measure_one(data, offsets[mask], offsets[mask + 1], heights[mask], widths[mask], boxes[mask])
+        faults[mask] = fault
+        areas[mask] = area
+
+
+@_compiled
+def _measure_one(data: np.ndarray, place: int, end: int, height: int, width: int, box: np.ndarray) -> tuple[int, int]:
+    """The fault and the area of one mask; its box is written."""
+    pixels = height * width
+    position = run = area = before = last = 0
+    left, top, right, bottom = width, height, 0, 0
+    while place < end:
+        length, place = _number(data, place, end)
+        if place < 0:
+            return NO_STRING, 0
+        if run > 2:
+            length += before
+        if length < 0:
+            return NEGATIVE, 0
+        if length > pixels - position:
+            return TOO_LONG, 0
+        if run % 2 == 1 and length > 0:
+            area += length
+            column = position // height
+            row = position - column * height
+            left = min(left, column)
+            if row + length <= height:
+                top, bottom = min(top, row), max(bottom, row + length)
+            else:  # from one column's foot to the next one's head
+                top, bottom = 0, height
+                column = (position + length - 1) // height
+            right = column + 1
+        position += length
+        before, last = last, length
+        run += 1
+    if position != pixels:
+        return TOO_SHORT, 0
+    if area > 0:
+        box[:] = left, top, right - left, bottom - top
+    return 0, area
+
+
+@_compiled
+def _overlaps(data: np.ndarray, offsets: np.ndarray, rows: np.ndarray, ends: np.ndarray, found: np.ndarray) -> None:
+    begin = 0
+    for end in ends:
+        starts, stops, owners = _runs_inside(data, offsets, rows[begin:end])
+        reach = 0
+        reached_by = np.int64(-1)
+        for run in np.argsort(starts):
+            if starts[run] < reach and owners[run] != reached_by:
+                found[owners[run]] = reached_by
+            if stops[run] > reach:
+                reach, reached_by = stops[run], owners[run]
+        begin = end
+
+
+@_compiled
+def _runs_inside(data: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First pixel, pixel after the last, and row, of each run inside of some masks."""
+    most = 0
+    for row in rows:
+        most += (offsets[row + 1] - offsets[row]) // 2
+    starts, stops, owners = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    count = 0
+    for row in rows:
+        place, end = offsets[row], offsets[row + 1]
+        position = run = before = last = 0
+        while place < end:
+            length, place = _number(data, place, end)
+            if run > 2:
+                length += before
+            if run % 2 == 1 and length > 0:
+                starts[count], stops[count], owners[count] = position, position + length, row
+                count += 1
+            position += length
+            before, last = last, length
+            run += 1
+    return starts[:count], stops[:count], owners[:count]

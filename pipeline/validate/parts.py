@@ -1,0 +1,79 @@
+"""The parts of a unit, as files: what its commit says of their bytes, and what each must carry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prelabel.pipeline.manifest import checksum
+from prelabel.pipeline.storage import Storage, patiently
+from prelabel.pipeline.validate.violations import Violations
+from prelabel.schemas.errors import one_line
+from prelabel.schemas.tables import TABLES
+
+
+def check_size(storage: Storage, unit: int, part: dict[str, Any], violations: Violations) -> None:
+    """Without reading it."""
+    try:
+        size = patiently(storage.fs.info)(storage.path(part["path"]))["size"]
+    except FileNotFoundError:
+        violations.add("part", "is missing", unit=unit, file=part["path"])
+        return
+    if size != part["bytes"]:
+        violations.add("part", f"has {size} bytes, its commit says {part['bytes']}", unit=unit, file=part["path"])
+
+
+def read_part(
+    storage: Storage, unit: int, table: str, part: dict[str, Any], metadata: dict[str, str], violations: Violations
+) -> pa.Table | None:
+    """The rows of a part, once its bytes are known to be those that were written; None where they are not."""
+    try:
+        data = storage.read(part["path"])
+    except FileNotFoundError:
+        violations.add("part", "is missing", unit=unit, file=part["path"])
+        return None
+    wrong = _wrong_bytes(data, part)
+    if wrong is None:
+        rows, wrong = read_rows(data, table, metadata, unit, part["path"], violations)
+        if rows is not None and len(rows) != part["rows"]:
+            wrong = f"has {len(rows)} rows, its commit says {part['rows']}"
+    if wrong is not None:
+        violations.add("part", wrong, unit=unit, file=part["path"])
+        return None
+    return rows
+
+
+def _wrong_bytes(data: bytes, part: dict[str, Any]) -> str | None:
+    if len(data) != part["bytes"]:
+        return f"has {len(data)} bytes, its commit says {part['bytes']}"
+    if checksum(data) != part["sha256"]:
+        return "its SHA-256 is not the one that its commit says: one of the two is damaged"
+    return None
+
+
+def read_rows(
+    data: bytes, table: str, metadata: dict[str, str], unit: int | None, file: str, violations: Violations
+) -> tuple[pa.Table | None, str | None]:
+    """The rows of a Parquet file, page checksums verified; or None, and why they can't be read or are of no use."""
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            rows, carried = parquet.read(), parquet.metadata.metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        return None, f"can't be read: {one_line(error)}"
+    for key, value in metadata.items():
+        if carried.get(key.encode()) != value.encode():
+            violations.add("schema", f"its {key} is not the job's", unit=unit, file=file)
+    if not rows.schema.equals(TABLES[table]):
+        violations.add("schema", f"has other columns than {table}", unit=unit, file=file)
+        return None, None
+    return rows, None
+
+
+def counts_of(tables: dict[str, pa.Table]) -> dict[str, Any]:
+    """What a commit says under "counts"."""
+    codes = Counter(code for code in tables["images"]["error_code"].to_pylist() if code is not None)
+    counts: dict[str, Any] = {"images": len(tables["images"]), "failed": dict(sorted(codes.items()))}
+    return counts | {name: len(rows) for name, rows in tables.items() if name != "images"}
