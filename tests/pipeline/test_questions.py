@@ -13,6 +13,7 @@ from labels import POSED, Row, box, rows_of_everything, write_labels
 
 from prelabel.pipeline.dataset import open_dataset
 from prelabel.pipeline.query import ask, connect
+from prelabel.pipeline.reviews import Review, write_reviews
 
 PAGE = (Path(__file__).parents[2] / "docs" / "questions.md").read_text(encoding="utf-8")
 QUESTIONS: dict[str, str] = dict(re.findall(r"^### (.*?)$.*?^```sql\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
@@ -34,7 +35,13 @@ def rows(image: Row) -> dict[str, list[Row]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
-    write_labels(write_images(f"{folder}/images"), f"{folder}/labels", rows, ("detect", "fuse_panoptic"), POSED)
+    source = write_images(f"{folder}/images")
+    labels = write_labels(source, f"{folder}/labels", rows, ("detect", "fuse_panoptic"), POSED)
+    write_reviews(
+        labels, "ann", [Review(0, None, "accept"), Review(2, 2 * ROW, "reject"), Review(5, 5 * ROW, "reject")]
+    )
+    write_reviews(labels, "bob", [Review(1, ROW, "accept"), Review(2, 2 * ROW, "accept"), Review(3, None, "flag")])
+    write_reviews(labels, "bob", [Review(3)])
     return folder
 
 
@@ -44,8 +51,8 @@ def connection(folder: Path) -> Iterator[Any]:
         yield connection
 
 
-def test_there_are_twenty() -> None:
-    assert len(QUESTIONS) == PAGE.count("```sql") == PAGE.count("### ") == 20
+def test_all_are_found() -> None:
+    assert len(QUESTIONS) == PAGE.count("```sql") == PAGE.count("### ") == 24
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -75,6 +82,10 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("ball", pytest.approx((156 + 612) / (6 * HEIGHT * WIDTH))),
     ],
     "How many regions were proposed per image?": [(6, pytest.approx(5 / 6), 2)],
+    "What did each reviewer say?": [("ann", "accept", 1, 0), ("ann", "reject", 0, 2), ("bob", "accept", 0, 2)],
+    "Where do reviewers disagree?": [(2, 2 * ROW, ["ann: reject", "bob: accept"])],
+    "Which categories are rejected most?": [("ball", 2, 0.5), ("leaf", 2, 0.5)],
+    "Which images has nobody looked at?": [(3, "image-6.png"), (6, "sub/image-5.png")],
 }
 
 
@@ -90,3 +101,5 @@ def test_python_of_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names["arrow"].count_rows() == names["frame"].collect().height == 5
     assert names["duckdb"].execute("SELECT count(*) FROM proposals").fetchone() == (5,)
     assert [mask.sum() for mask in names["masks"].values()] == [156, 156]
+    assert len(names["image"].annotations) == len(names["image"].segments) == 2
+    assert [row["image_id"] for row in names["rows"]] == [1, 2, 5]
