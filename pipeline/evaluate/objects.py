@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 from numbers import Real
 from typing import Any
 
@@ -24,6 +23,8 @@ from prelabel.schemas.tables import ROWS_PER_IMAGE
 
 KEYPOINTS = 17
 """COCO knows how exactly people place these, and no others."""
+_FARTHEST = 1e6
+"""Pixels from the corner to a point of a polygon; following its outline takes as many turns."""
 
 logger = logging.getLogger("prelabel")
 
@@ -62,7 +63,10 @@ def _annotations(truth: Truth) -> Objects:
         for item in truth.document["annotations"]
         if item["image_id"] in images and item["category_id"] in truth.names
     ]
-    return [item | {"id": number, "id_in_truth": item["id"]} for number, item in enumerate(annotations, start=1)]
+    return [
+        item | {"id": number, "id_in_truth": item["id"], "iscrowd": int(item["iscrowd"] != 0)}
+        for number, item in enumerate(annotations, start=1)
+    ]
 
 
 def _results(dataset: LabelDataset, truth: Truth) -> Objects:
@@ -102,8 +106,8 @@ def _mask(annotation: dict[str, Any], truth: Truth) -> dict[str, Any]:
     try:
         if isinstance(segmentation, dict):
             return Rle.from_coco(segmentation).to_coco()
-        if not all(map(math.isfinite, (value for polygon in segmentation for value in polygon))):
-            raise ValueError("not finite")
+        if max((abs(value) for polygon in segmentation for value in polygon), default=0) > _FARTHEST:
+            raise ValueError("too far")
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     except Exception as error:  # whatever pycocotools stumbles over
         raise UserError(

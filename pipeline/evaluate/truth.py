@@ -97,11 +97,15 @@ def _is_panoptic(document: Any) -> bool:
 
 def _fits(item: Any, types: dict[str, type]) -> bool:
     """Whether an object has these keys with values of these types; a box has four numbers, a segment an id above 0."""
-    if not isinstance(item, dict) or not all(isinstance(item.get(key), kind) for key, kind in types.items()):
+    if not isinstance(item, dict) or not all(_is(item.get(key), kind) for key, kind in types.items()):
         return False
     if "segments_info" in types:
         return all(_fits(segment, SEGMENT) and segment["id"] > 0 for segment in item["segments_info"])
     return "bbox" not in types or (len(item["bbox"]) == 4 and all(isinstance(side, Real) for side in item["bbox"]))
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and (not isinstance(value, int) or abs(value) < 2**63)
 
 
 def _matching_images(

@@ -134,7 +134,10 @@ def test_nothing_to_measure_is_one_line(measure: Callable, truth: Document, chan
         measure(truth)
 
 
-@pytest.mark.parametrize("segmentation", [7, [[]], {"size": [HEIGHT, WIDTH]}])
+@pytest.mark.parametrize(
+    "segmentation",
+    [7, [[]], {"size": [HEIGHT, WIDTH]}, [[1, 1, 1e300, 1, 5, 5]], {"size": [HEIGHT, WIDTH], "counts": "o"}],
+)
 def test_mask_that_is_none_is_one_line(measure: Callable, truth: Document, segmentation: object) -> None:
     truth["annotations"][1]["segmentation"] = segmentation
     with pytest.raises(UserError, match="annotation 2 has no valid segmentation"):
@@ -162,6 +165,7 @@ def with_annotation(**changes: object) -> str:
         ('{"images": 7, "annotations": [], "categories": []}', "no COCO instances document"),
         (with_image(file_name=["image-0.png"]), "no COCO instances document: images"),
         (with_image(id=[1]), "no COCO instances document: images"),
+        (with_image(id=2**63), "no COCO instances document: images"),
         (with_annotation(category_id=[1]), "no COCO instances document: annotations"),
         (with_annotation(bbox=[1, 2]), "no COCO instances document: annotations"),
         (with_annotation(bbox=["a", 2, 3, 4]), "no COCO instances document: annotations"),
