@@ -174,7 +174,7 @@ class Watch:
         self._committed = [one for one in self._committed if last - one[0] <= RECENT]
         first, _ = self._committed[0]
         took = (last - first).total_seconds()
-        return sum(images for _, images in self._committed[1:]) / took if took else None
+        return round(sum(images for _, images in self._committed[1:]) / took, 3) if took else None
 
     def _living_runner(self) -> dict[str, Any] | None:
         """Who holds the lock, unless it is seen to beat no more."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +27,7 @@ MEANINGS = {
     "rows": "masks and rows",
     "write": "write, after workers",
 }
+Advance = Callable[[int], object]
 BESIDE = ("read", "decode", "write")
 
 
@@ -36,14 +37,15 @@ class Display:
     Args:
         console: where to
         seconds_between_lines: where it is no terminal; 0: a line for each change
+        phase: that needs no line to itself when it begins
     """
 
-    def __init__(self, console: Console, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
+    def __init__(self, console: Console, seconds_between_lines: float = SECONDS_BETWEEN_LINES, phase: str = "") -> None:
         self.console = console
         self.seconds_between_lines = SECONDS_BETWEEN_EVENTS if is_json() else seconds_between_lines
         self._bar = _Bar(console)
-        self._said_at = 0.0
-        self._said = Progress("")
+        self._said_at = time.monotonic()
+        self._said = Progress(phase)
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -77,44 +79,45 @@ class _Bar(Bar):
 
     def __init__(self, console: Console) -> None:
         self._below = ""
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[of]}", "{task.fields[speed]}")
         super().__init__(
-            *columns,
-            TimeElapsedColumn(),
+            *("{task.description}", BarColumn(), "{task.fields[count]}", "{task.fields[speed]}", TimeElapsedColumn()),
             console=console,
             transient=True,
             disable=is_json() or not console.is_terminal,
         )
-        self._task = self.add_task("", total=None, of="", speed="")
+        self._task = self.add_task("", total=None, count="", speed="")
 
     def show(self, progress: Progress) -> None:
+        """Puts it on the terminal."""
         self._below = " · ".join(progress.rest())
+        total = f"/{progress.total:,}" if progress.total is not None else ""
         self.update(
             self._task,
             description=PHASES[progress.phase],
             completed=progress.done,
             total=progress.total,
-            of=progress.of,
+            count=f"{progress.done:,}{total}" if progress.done or total else "",
             speed=" · ".join(progress.speed()),
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and what is below it."""
         yield self.make_tasks_table(self.tasks)
         if self._below:
             yield Text(self._below, style="dim")
 
 
 @contextmanager
-def progress_bar(total: int | None, of: str = "images", phase: str = "export") -> Iterator[Callable[[int], object]]:
+def progress_bar(total: int | None = None, of: str = "images", phase: str = "export") -> Iterator[Advance]:
     """Shows how far something is on stderr, in the way of `Display`; yields what is to be told of how many more.
 
     Args:
-        total: how many there are
+        total: how many there are; None where nobody knows
         of: what is counted
         phase: one of `PHASES`
     """
     pace, done = Pace(), 0
-    with Display(Console(stderr=True)) as shown:
+    with Display(Console(stderr=True), phase=phase) as shown:
 
         def advance(count: int) -> None:
             nonlocal done
@@ -122,8 +125,24 @@ def progress_bar(total: int | None, of: str = "images", phase: str = "export") -
             (rate,) = pace(done) or (None,)
             shown(Progress(phase, done, total, rate=rate, of=of))
 
-        advance(0)
         yield advance
+
+
+class Told:
+    """A dataset that tells how many rows have been read from it."""
+
+    def __init__(self, dataset: Any, advance: Advance) -> None:
+        self._dataset = dataset
+        self._advance = advance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def batches(self, *arguments: Any, **named: Any) -> Iterator[Any]:
+        """As the dataset's."""
+        for batch in self._dataset.batches(*arguments, **named):
+            yield batch
+            self._advance(batch.num_rows)
 
 
 def print_summary(console: Console, summary: Summary) -> None:

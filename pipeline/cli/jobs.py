@@ -209,7 +209,8 @@ def _print_dry_run(found: Any, price_per_hour: float | None, as_json: bool) -> N
     trial = found.calibration
     if trial:
         facts["calibration"] = asdict(trial) | {"images_per_second_per_worker": trial.images_per_second_per_worker}
-        facts["calibration"] |= {} if price_per_hour is None else {"cost": trial.hours * price_per_hour}
+        if price_per_hour is not None:
+            facts["calibration"] |= {"price_per_hour": price_per_hour, "cost": trial.hours * price_per_hour}
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -224,12 +225,12 @@ def _print_dry_run(found: Any, price_per_hour: float | None, as_json: bool) -> N
 
 
 def _calibration_lines(trial: Any, price_per_hour: float | None) -> Iterator[str]:
-    from prelabel.pipeline.progress import duration
+    from prelabel.pipeline.progress import duration, numbered
 
     failed = f", of which {trial.failed:,} failed" if trial.failed else ""
     yield (
-        f"{trial.images:,} images on trial{failed}: {trial.images_per_second:,.2f} images/s, with {trial.workers} "
-        f"workers of {trial.images_per_second_per_worker:,.2f} each"
+        f"{numbered(trial.images, 'image')} on trial{failed}: {trial.images_per_second:,.2f} images/s by "
+        f"{numbered(trial.workers, 'worker')}, {trial.images_per_second_per_worker:,.2f} each"
     )
     cost = "" if price_per_hour is None else f", {trial.hours * price_per_hour:,.2f} at {price_per_hour:g} an hour"
     yield f"the whole job: about {duration(trial.hours * 3600)}{cost}"

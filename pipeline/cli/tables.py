@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import click
 
 
@@ -55,7 +57,8 @@ def export(
     """
     from prelabel.pipeline.dataset import open_dataset
     from prelabel.pipeline.exports import exporter_of
-    from prelabel.pipeline.selection import score_thresholds
+    from prelabel.pipeline.selection import Selection, score_thresholds
+    from prelabel.pipeline.terminal import Told, progress_bar
 
     exporter, dataset = exporter_of(format_name), open_dataset(url)
     if not dataset.is_complete:
@@ -64,7 +67,8 @@ def export(
         )
     lowest = score_thresholds(thresholds, dataset.categories)
     selection = dataset.select(lowest, categories or None, where, limit)
-    written = exporter.write(selection, to)
+    with progress_bar(of="rows") as advance:
+        written = exporter.write(cast(Selection, Told(selection, advance)), to)
     left_out = ", ".join(f"{rows:,} {name}" for name, rows in selection.left_out.items() if rows)
     more = f"; left out: {left_out}" if left_out else ""
     click.echo(f"{written.to}: {written.annotations:,} annotations of {written.images:,} images{more}", err=True)

@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from jobs import write_images, write_job
+from jobs import job_of, pending, work, write_images, write_job
 
 from prelabel.pipeline import Summary, cli, runner
+from prelabel.pipeline.calibrate import Calibration
+from prelabel.pipeline.lock import Lock
+from prelabel.pipeline.storage import Storage
+from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.job import Job
 
 
@@ -271,6 +275,53 @@ def test_bug_shows_a_traceback_and_a_mistake_none(tmp_path: Path) -> None:
         assert ("Traceback" in ended.stderr) == ("ZeroDivisionError" in ended.stderr) == bug
 
 
+# For programs
+
+
+def told(ended: Ended) -> list[dict[str, Any]]:
+    assert ended.out == ""
+    return [json.loads(line) for line in ended.err.splitlines()]
+
+
+def test_stderr_is_json_lines_on_request(prelabel: Prelabel, jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    (done,) = told(prelabel("--log-json", *GIVEN))
+    assert (done["event"], done["annotations"], done["complete"], done["exit_code"]) == ("summary", 20, True, 0)
+    monkeypatch.setenv("PRELABEL_LOG_JSON", "1")
+    for arguments, message in (
+        (("status", "nowhere"), "nowhere holds no job: check the path"),
+        (("status", "--colour"), "No such option"),
+        (("labels",), "No such command"),
+    ):
+        (error,) = told(prelabel(*arguments))
+        assert message in error["message"]
+        assert (error["level"], error["event"], error["exit_code"]) == ("error", "error", 2)
+    monkeypatch.setattr(runner, "run", lambda job, progress: 1 / 0)
+    (bug,) = told(prelabel(*GIVEN))
+    assert (bug["message"], bug["exit_code"]) == ("ZeroDivisionError: division by zero", 1)
+    assert "Traceback" in bug["traceback"]
+    monkeypatch.delenv("PRELABEL_LOG_JSON")
+    assert is_one_line(prelabel("status", "nowhere"))
+
+
+def test_trial_is_told_with_what_the_job_will_cost(prelabel: Prelabel, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Calibration(64, 3, 4, 8.0, 125.0, {"read": 1.0})
+
+    def dry_run(job: Job, progress: object, trial_images: int) -> runner.DryRun:
+        return runner.DryRun(3_600_000, 7032, 9, 10**9, ("detect",), CategorySet([]), trial if trial_images else None)
+
+    monkeypatch.setattr(runner, "dry_run", dry_run)
+    people = prelabel(*GIVEN, "--dry-run", "--calibrate", 64, "--price-per-hour", 2.5)
+    assert people.code == 0
+    assert "64 images on trial, of which 3 failed: 8.00 images/s by 4 workers, 2.00 each" in people.err
+    assert "the whole job: about 5 d 5 h, 312.50 at 2.5 an hour" in people.err
+    programs = json.loads(prelabel(*GIVEN, "--dry-run", "--calibrate", 64, "--price-per-hour", 2.5, "--json").out)
+    expected = {"images_per_second": 8, "images_per_second_per_worker": 2, "hours": 125, "cost": 312.5, "failed": 3}
+    assert programs["calibration"] | expected == programs["calibration"]
+    assert "calibration" not in json.loads(prelabel(*GIVEN, "--dry-run", "--json").out)
+    for mistake in (("--calibrate", 9), ("--dry-run", "--price-per-hour", 1)):
+        assert is_one_line(prelabel(*GIVEN, *mistake))
+
+
 # Looking at labels
 
 
@@ -282,6 +333,28 @@ def test_status_of_an_unfinished_job(prelabel: Prelabel) -> None:
     assert "prelabel resume" in ended.err
     found = json.loads(prelabel("status", "labels", "--json").out)
     assert found | {"labeled": 5, "failed": {"truncated": 1}, "units": 3, "committed": 2, "complete": False} == found
+
+
+def test_status_may_be_watched(prelabel: Prelabel, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_job(write_images("images"), "labels", units=1)
+    storage = Storage("labels")
+    monkeypatch.setattr("time.sleep", lambda seconds: work(storage, job_of("images", "labels"), pending(storage)[:1]))
+    with Lock(storage):
+        ended = prelabel("status", "labels", "--watch", "--every", 1)
+    assert ended.code == 0
+    lines = [line.split(",")[0] for line in ended.err.splitlines() if line.startswith("labeling")]
+    assert lines == [f"labeling: {done} of 7 images" for done in (3, 6, 7)]
+    assert "all units committed" in ended.err
+
+
+def test_who_stops_watching_has_done_nothing_wrong(prelabel: Prelabel, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_job(write_images("images"), "labels", units=1)
+    monkeypatch.setattr("time.sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    with Lock(Storage("labels")):
+        assert "is working on it" in prelabel("status", "labels").err
+        ended = prelabel("status", "labels", "--watch")
+    assert (ended.code, ended.err.count("\n")) == (0, 1)
+    assert prelabel("status", "labels", "--watch").code == 3
 
 
 def test_export_says_that_a_job_is_not_finished(prelabel: Prelabel) -> None:

@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from shards import write_files, write_list, write_parquet, write_tar
 
 from prelabel.pipeline import Job, graph, open_dataset, resume, run, status
+from prelabel.pipeline.progress import Progress
 from prelabel.pipeline.runner import dry_run
 from prelabel.schemas.errors import JobError, ModelError, PrelabelError, SourceError
 from prelabel.schemas.tables import TABLES
@@ -71,14 +72,15 @@ def command(*arguments: str, cwd: Path = HERE) -> subprocess.Popen[str]:
 
 def test_a_job_from_images_to_tables(tmp_path: Path) -> None:
     source, output = source_of(tmp_path / "in"), str(tmp_path / "out")
-    seen: list[tuple[str, int, int | None]] = []
-    summary = run(
-        Job.of(source, output=output, unit_images=6, **CHANNELS),
-        lambda progress: seen.append((progress.phase, progress.done, progress.total)),
-    )
+    seen: list[Progress] = []
+    summary = run(Job.of(source, output=output, unit_images=6, **CHANNELS), seen.append)
     assert (summary.images, summary.labeled, summary.units, summary.committed) == (20, 20, 4, 4)
     assert summary.exit_code == 0
-    assert seen[-1] == ("label", 20, 20)
+    end = seen[-1]
+    assert (end.phase, end.done, end.total, end.failed, end.workers, end.wanted) == ("label", 20, 20, 0, 1, 1)
+    assert (end.committed, end.units) == (4, 4)
+    assert {one.phase for one in seen} == {"start", "plan", "label"}
+    assert set(summary.timings) == {"read", "decode", "wait", f"predict {CHANNELS['model']}", "rows", "write"}
     images, annotations = rows(output, "images"), rows(output, "annotations")
     assert [row["image_id"] for row in images] == list(range(20))
     assert [row["key"] for row in images] == sorted(pictures(20))
@@ -161,13 +163,15 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    process = command("run", source_of(tmp_path / "in"), "-o", str(output), "-m", CHANNELS["model"])
+    process = command("--log-json", "run", source_of(tmp_path / "in"), "-o", str(output), "-m", CHANNELS["model"])
     wait_for(lambda: (output / "_manifest/job.json").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"prelabel resume {output}" in said
-    assert "Traceback" not in said
+    told = [json.loads(line) for line in said.splitlines()]
+    assert {"progress", "interrupted"} == {one["event"] for one in told}
+    assert f"prelabel resume {output}" in told[-1]["message"]
+    assert told[-1]["exit_code"] == 130
     assert not (output / "_manifest/lock.json").exists()
 
 
@@ -180,8 +184,10 @@ def test_a_unit_that_fails_is_told_and_can_be_worked_again(tmp_path: Path, fault
     output = str(tmp_path / "out")
     model = f"python:{module}:build"
     source = source_of(tmp_path / "in", 3)  # the second is 5 pixels wide
-    summary = run(Job.of(source, output=output, model=model, python_path=str(tmp_path), unit_images=1))
+    seen: list[Progress] = []
+    summary = run(Job.of(source, output=output, model=model, python_path=str(tmp_path), unit_images=1), seen.append)
     if fault == "raise":
+        assert seen[-1].failed_units == 1
         assert (summary.committed, summary.exit_code) == (2, 3)
         assert [(failure["unit"], failure["message"]) for failure in summary.failures] == [(1, "a fault to order")]
         assert not resume(output).worked
@@ -205,7 +211,17 @@ def test_what_cannot_run_is_said_before_anything_is_written(tmp_path: Path) -> N
         with pytest.raises(error, match=message):
             run(Job.of(options.pop("source"), output=str(output), **options))
     assert not output.exists()
-    assert dry_run(Job.of(source, output=str(output), **CHANNELS)).images == 2
+
+
+def test_trial_says_how_fast_a_job_will_be_and_writes_nothing(tmp_path: Path) -> None:
+    source, output = source_of(tmp_path / "in", 30), tmp_path / "out"
+    (tmp_path / "in" / "picture 000 broken.png").touch()
+    found = dry_run(Job.of(source, output=str(output), unit_images=7, **CHANNELS), trial_images=16)
+    trial = found.calibration
+    assert (found.images, found.units) == (31, 5)
+    assert trial is not None
+    assert (trial.images, trial.failed, trial.workers) == (16, 1, 1)
+    assert trial.hours == pytest.approx(31 / trial.images_per_second / 3600)
     assert not output.exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from prelabel.pipeline import Job, graph, open_dataset, run
+from prelabel.pipeline import Job, graph, open_dataset, run, status
 from prelabel.schemas.errors import ModelError
 from prelabel.schemas.tables import TABLES
 
@@ -57,6 +57,7 @@ def everything(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary = run(job(source, output, "channels", "grounds", panoptic_score=0.4, panoptic_stuff_area=20))
     assert summary.exit_code == 0
     assert (summary.labeled, summary.failed_images) == (7, 1)
+    assert {"predict python:tiny_models:channels", "predict python:tiny_models:grounds"} < set(summary.timings)
     return output
 
 
@@ -114,6 +115,7 @@ def test_pools_of_their_own_change_nothing(source: str, everything: Path, tmp_pa
     options = {"panoptic_score": 0.4, "panoptic_stuff_area": 20, "pools": "each"}
     summary = run(job(source, tmp_path / "out", "channels", "grounds", **options))
     assert summary.exit_code == 0
+    assert set(summary.timings) == set(status(str(everything)).timings)
     assert files_of(tmp_path / "out") == files_of(everything)
 
 
