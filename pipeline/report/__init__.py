@@ -56,10 +56,8 @@ def write_report(
         UserError: the truth can't be compared with the job.
         JobError: a part is missing or damaged, or the file can't be written.
     """
-    with closing(Figures(dataset)) as figures:
-        page = _page(dataset, figures, truth, (gallery, score_threshold, seed))
-    html = render(page)
-    with writing(to) as file:
+    with writing(to) as file, closing(Figures(dataset)) as figures:
+        html = render(_page(dataset, figures, truth, (gallery, score_threshold, seed)))
         file.write(html)
     return len(html)
 
@@ -98,7 +96,8 @@ def _gallery(
     choices = Choices(figures, drawn, count)
     expected = read_truth(truth, dataset) if truth and drawn and drawn.kind == "annotations" else None
     if expected and not expected.is_panoptic:
-        choices.by_truth(f1_by_image(dataset, expected, threshold))
+        f1, failed = f1_by_image(dataset, expected, threshold), figures.failed()
+        choices.by_truth({image: one for image, one in f1.items() if image not in failed})
     else:
         choices.by_score()
     choices.rarest(names)

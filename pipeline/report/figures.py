@@ -114,6 +114,10 @@ class Figures:
         """images, labeled, failed, empty, bytes, pixels."""
         return self.rows(IMAGES)[0]
 
+    def failed(self) -> set[int]:
+        """The image_ids of those that could not be labeled."""
+        return {row["image_id"] for row in self.rows("SELECT image_id FROM images WHERE status <> 'ok'")}
+
     def sizes(self) -> list[Row]:
         """Images by width and height, in `OCTAVE`ths of their logarithms to base 2."""
         return self.rows(IMAGE_SIZES, octave=OCTAVE)

@@ -54,7 +54,7 @@ def render(page: Page) -> bytes:
         policy=POLICY.format(script=_source(script), style=_source(style)),
         style=style,
         script=script,
-        specs=_json({ids[id(chart)]: chart.spec for chart in charts}),
+        specs=_json({ids[id(chart)]: chart.spec | {"description": f"{chart.title}. {chart.says}"} for chart in charts}),
         chart_id=lambda chart: ids[id(chart)],
         version=version("prelabel"),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import HEIGHT, MODEL, WIDTH, write_images, write_job
+from jobs import FAILED, HEIGHT, MODEL, WIDTH, write_images, write_job
 from labels import Row, rows_of_everything, write_labels
 from PIL import Image
 
@@ -22,8 +22,10 @@ from prelabel.pipeline import cli
 from prelabel.pipeline.dataset import LabelDataset, open_dataset
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.report import gallery, write_report
+from prelabel.pipeline.report.blocks import shown
 from prelabel.pipeline.reviews import Review, write_reviews
 from prelabel.schemas.categories import Category, CategorySet
+from prelabel.schemas.errors import JobError
 
 CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE_FILE = "<img src=x onerror=alert(1)>.png"
@@ -241,7 +243,7 @@ def test_job_in_which_nothing_was_found(tmp_path: Path, report: Callable[..., Pa
 
 
 def write_truth(labels: LabelDataset, path: Path, wrong: int) -> str:
-    """What the labels say, but that one image's objects are all of the other category."""
+    """What the labels say, but one image's objects are all of the other category, and the failed one has some, too."""
     images = [
         {"id": row["image_id"], "file_name": row["key"], "height": HEIGHT, "width": WIDTH}
         for row in rows_of(labels, "images")
@@ -257,6 +259,7 @@ def write_truth(labels: LabelDataset, path: Path, wrong: int) -> str:
         }
         for row in rows_of(labels, "annotations")
     ]
+    annotations.append(annotations[0] | {"id": 1 << 20, "image_id": FAILED})
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": HOSTILE.to_coco()}))
     return str(path)
 
@@ -326,3 +329,22 @@ def test_browser_draws_it_and_asks_nobody(browser: Any, labels: LabelDataset, tm
     assert said == []
     assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "public"),
+    [
+        ("s3://key:secret@bucket/images", "s3://bucket/images"),
+        ("https://host/a.jpg?X-Amz-Signature=abc", "https://host/a.jpg?…"),
+        ("what?.jpg", "what?.jpg"),
+        ("a\nb\u202egnp.exe", r"a\nb\u202egnp.exe"),
+        ("x" * 200, "x" * 80 + "…" + "x" * 80),
+    ],
+)
+def test_what_is_told_of_a_source_or_a_name(told: str, public: str) -> None:
+    assert shown(told) == public
+
+
+def test_place_that_cannot_be_written_is_said(labels: LabelDataset, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="can't write"):
+        write_report(labels, str(tmp_path))
