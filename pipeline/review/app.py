@@ -95,7 +95,7 @@ def job(review: Review, _: Request) -> Any:
 
 
 def _category(entry: dict[str, Any]) -> dict[str, Any]:
-    blank = {"supercategory": None, "keypoints": [], "skeleton": []}
+    blank: dict[str, Any] = {"supercategory": None, "keypoints": [], "skeleton": []}
     return blank | entry | {"isthing": bool(entry.get("isthing", 1))}
 
 

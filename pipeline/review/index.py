@@ -65,11 +65,9 @@ class Index:
         return self._answer(asked, self._verdicts.version if asked.follows_verdicts else 0)
 
     def _find(self, asked: Filter, _: int) -> np.ndarray:
-        sql, values = asked.to_sql()
-        with self._database.cursor() as cursor:
-            found = wait(cursor, lambda: cursor.execute(sql, values).fetchnumpy())["image_id"]
-            if asked.sql:
-                found = found[np.isin(found, self._selected(asked.sql))]
+        found = self._database.columns(*asked.to_sql())["image_id"]
+        if asked.sql:
+            found = found[np.isin(found, self._selected(asked.sql))]
         return np.asarray(found, np.int64)
 
     def _selected(self, where: str) -> np.ndarray:

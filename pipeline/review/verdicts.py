@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,21 +12,32 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.query.connection import LAST_VERDICTS
 from prelabel.pipeline.review.database import Database
 from prelabel.pipeline.review.units import Units
 from prelabel.pipeline.reviews import Review, write_reviews
 from prelabel.schemas.errors import JobError, UserError, one_line
-from prelabel.schemas.tables import REVIEWS
+from prelabel.schemas.tables import REVIEWS, VERDICTS
 
 Id = Annotated[int, Field(ge=0, lt=2**53)]
 IN_MEMORY = """
 CREATE TABLE said AS FROM reviews LIMIT 0;
 DROP VIEW reviews;
 ALTER TABLE said RENAME TO reviews;
-CREATE VIEW image_verdicts AS SELECT image_id, arg_max(verdict, (reviewed_at, review_id)) AS verdict
-FROM verdicts WHERE annotation_id IS NULL AND verdict IS NOT NULL GROUP BY image_id
+CREATE TABLE image_verdicts AS SELECT image_id, verdict FROM reviews;
 """
 """The view `verdicts` reads a table that can grow, in place of the parts that there were at first."""
+ADD = f"""
+BEGIN;
+INSERT INTO reviews FROM arriving ANTI JOIN reviews USING (review_id);
+DELETE FROM image_verdicts WHERE image_id IN (SELECT image_id FROM arriving);
+INSERT INTO image_verdicts
+WITH reviews AS (FROM main.reviews SEMI JOIN arriving USING (image_id)), verdicts AS ({LAST_VERDICTS})
+SELECT image_id, arg_max(verdict, (reviewed_at, review_id)) AS said FROM verdicts
+WHERE annotation_id IS NULL AND verdict IS NOT NULL GROUP BY image_id;
+COMMIT;
+"""
+"""Own reviews come a second time, as a part that was written since."""
 COLUMNS = "annotation_id, verdict, note, reviewer, reviewed_at"
 
 
@@ -75,10 +87,8 @@ class Verdicts:
             self._parts.update(new)
 
     def _add(self, reviews: pa.Table) -> None:
-        with self._adding:  # own ones come a second time, as a part
-            self._database.execute(
-                "INSERT INTO reviews FROM arriving ANTI JOIN reviews USING (review_id)", arriving=reviews
-            )
+        with self._adding:
+            self._database.execute(ADD, arriving=reviews)
             self.version += 1
 
     def write(self, reviewer: str, posted: Posted) -> None:
@@ -117,17 +127,16 @@ class Verdicts:
 
     def progress(self) -> dict[str, int]:
         """How many of the committed images have each verdict, or none."""
-        found = self._database.rows("SELECT image_id, verdict FROM image_verdicts")
-        ours = self._units.contain(np.array([row["image_id"] for row in found], np.int64))
-        said = [row["verdict"] for row, is_ours in zip(found, ours, strict=True) if is_ours]
-        counts = {verdict: said.count(verdict) for verdict in ("accept", "reject", "flag")}
-        return counts | {"none": self._units.images - sum(counts.values())}
+        found = self._database.columns("SELECT image_id, verdict FROM image_verdicts")
+        said = Counter(found["verdict"][self._units.contain(found["image_id"])])
+        return {verdict: said[verdict] for verdict in VERDICTS} | {"none": self._units.images - said.total()}
 
 
 def _read(dataset: LabelDataset, parts: list[str]) -> pa.Table:
     storage = dataset.storage
     paths = [storage.path(name) for name in parts]
     try:  # Arrow's own way to a disk is many times faster, and these parts are small and many
-        return pq.read_table(paths, schema=REVIEWS, filesystem=None if storage.is_local else storage.fs)
+        found = pq.read_table(paths, schema=REVIEWS, filesystem=None if storage.is_local else storage.fs)
     except (OSError, pa.ArrowException) as error:
         raise JobError(f"a part of {storage.url}/reviews can't be read: {one_line(error)}") from error
+    return found.unify_dictionaries().combine_chunks()

@@ -1,0 +1,491 @@
+"""The review server: the right images for each filter, verdicts that stay, and nothing for other sites' pages."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jobs import CATEGORIES, FAILED, HEIGHT, WIDTH, annotation_row, ring
+from labels import Row, keypoints_of, segment_row, write_labels
+from PIL import Image
+from pycocotools import mask as coco_mask
+from shards import write_files
+from starlette.testclient import TestClient
+
+from prelabel.pipeline.colors import color_of
+from prelabel.pipeline.dataset import LabelDataset, open_dataset
+from prelabel.pipeline.query import connect
+from prelabel.pipeline.review import Review, open_review
+from prelabel.pipeline.review.app import app_of
+from prelabel.pipeline.reviews import Review as Said
+from prelabel.pipeline.reviews import write_reviews
+from prelabel.schemas.errors import UserError
+from prelabel.schemas.tables import TABLES
+
+IMAGES = 12
+PRELABEL = "from prelabel.pipeline.cli import main; main()"
+TURNED, TIFF, GONE, CHANGED = 1, 2, 7, 8
+"""image_ids of those that are not like the others; FAILED is 4."""
+OF_THE_PAGE = {"X-Prelabel": "1"}
+
+
+def pixels(image_id: int) -> np.ndarray:
+    return np.random.default_rng(image_id).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+def encoded(image_id: int) -> tuple[str, bytes]:
+    """The key, and the file: of chance, but red above and blue below where the pixels lie on their side."""
+    file, image = io.BytesIO(), Image.fromarray(pixels(image_id))
+    if image_id == TURNED:
+        image = Image.new("RGB", (WIDTH, HEIGHT), "red")
+        image.paste("blue", (0, HEIGHT // 2, WIDTH, HEIGHT))
+        exif = Image.Exif()
+        exif[274] = 6  # to be shown turned to the right
+        image.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif)
+        return f"{image_id:02d} turned.jpg", file.getvalue()
+    if image_id == TIFF:
+        image.save(file, "TIFF")
+        return f"{image_id:02d} <b>&amp;'\"%2e.tif", file.getvalue()
+    image.save(file, "PNG")
+    return f"{image_id:02d}.png", file.getvalue()
+
+
+def rows(image: Row) -> dict[str, list[Row]]:
+    """Up to four objects with scores of chance; in some images a segment, too."""
+    image_id, rng = image["image_id"], np.random.default_rng(image["image_id"])
+    kinds = {TURNED: {"orientation": 6, "format": "jpeg"}, TIFF: {"format": "tiff"}}
+    digest = hashlib.sha256(encoded(image_id)[1]).hexdigest()
+    image |= {"digest": digest} | kinds.get(image_id, {}) | ({"width": WIDTH + image_id} if image_id > 9 else {})
+    if image_id == FAILED:
+        return {"annotations": [], "segments": [], "proposals": []}
+    scores = np.sort(rng.random(image_id % 5).astype(np.float32))[::-1]
+    image["num_annotations"] = len(scores)
+    objects = [
+        annotation_row(image_id, rank) | {"score": float(score), "keypoints": keypoints_of(rank)}
+        for rank, score in enumerate(scores)
+    ]
+    for one in objects:
+        category = list(CATEGORIES)[int(rng.integers(2))]
+        one |= {"category_id": category.id, "category": category.name}
+    segments = [segment_row(image_id, 1, CATEGORIES[5], ring(0)) | {"score": 0.5}] if image_id % 3 == 0 else []
+    boxes = [{"proposal_id": image_id * 65_536 + k, "image_id": image_id, "score": 1 - k / 200} for k in range(150)]
+    proposals = [box | {"bbox": annotation_row(0, 0)["bbox"], "model": "m"} for box in boxes]
+    return {"annotations": objects, "segments": segments, "proposals": proposals}
+
+
+def write_job(folder: Path, units: int | None = None) -> LabelDataset:
+    source = folder / "images"
+    write_files(str(source), dict(map(encoded, range(IMAGES))))
+    dataset = write_labels(str(source), str(folder / "labels"), rows, ("detect",), units=units)
+    (source / encoded(GONE)[0]).unlink()
+    (source / encoded(CHANGED)[0]).write_bytes(encoded(0)[1])
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> LabelDataset:
+    return write_job(tmp_path_factory.mktemp("review"))
+
+
+@pytest.fixture(scope="module")
+def tables(dataset: LabelDataset) -> dict[str, list[Row]]:
+    return {name: dataset.table(name).to_table().to_pylist() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def client(dataset: LabelDataset) -> TestClient:
+    return client_of(built(open_review(dataset, "anna")))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> LabelDataset:
+    """A job for whom writes reviews."""
+    return write_job(tmp_path)
+
+
+def built(review: Review) -> Review:
+    review.index.build()
+    return review
+
+
+def client_of(review: Review, token: str | None = None) -> TestClient:
+    return TestClient(app_of(review, token), base_url="http://localhost", headers=OF_THE_PAGE, follow_redirects=False)
+
+
+def say(client: TestClient, *reviews: Row) -> Any:
+    blank = {"annotation_id": None, "verdict": None, "note": None}
+    return client.post("/api/verdicts", json={"reviews": [blank | review for review in reviews]})
+
+
+def ids(client: TestClient, query: str) -> list[int]:
+    found = client.get(f"/api/images?{query}").json()
+    assert found["total"] == len(found["images"])
+    return [image["image_id"] for image in found["images"]]
+
+
+Holds = Callable[[Row, list[Row]], bool]
+FILTERS: dict[str, Holds] = {
+    "category=2": lambda image, objects: any(one["category_id"] == 2 for one in objects),
+    "category=5&min_score=0.45": lambda image, objects: any(
+        one["category_id"] == 5 and one["score"] >= 0.45 for one in objects
+    ),
+    "category=2&category=5&max_score=0.2": lambda image, objects: any(one["score"] <= 0.2 for one in objects),
+    "min_score=0.4&max_score=0.6": lambda image, objects: any(0.4 <= one["score"] <= 0.6 for one in objects),
+    "status=failed": lambda image, objects: image["status"] == "failed",
+    "min_objects=2&max_objects=3": lambda image, objects: 2 <= image["num_annotations"] <= 3,
+    f"min_width={WIDTH + 11}": lambda image, objects: (image["width"] or 0) >= WIDTH + 11,
+    f"max_height={HEIGHT}&max_width={WIDTH}": lambda image, objects: image["width"] == WIDTH,
+    "text=TURNED": lambda image, objects: "turned" in image["key"],
+    "text=%25": lambda image, objects: "%" in image["key"],
+    "text=1&category=2": lambda image, objects: "1" in image["key"] and any(one["category_id"] == 2 for one in objects),
+    "sql=num_annotations=0": lambda image, objects: image["num_annotations"] == 0,
+    "sql=category='leaf'+AND+score>0.5&max_objects=3": lambda image, objects: (
+        image["num_annotations"] <= 3
+        and any(one["category"] == "leaf" and one["score"] > 0.5 and "iscrowd" in one for one in objects)
+    ),
+    "min_score=": lambda image, objects: True,
+}
+
+
+@pytest.mark.parametrize("query", FILTERS)
+def test_filters_let_through_what_plain_python_does(
+    query: str, client: TestClient, tables: dict[str, list[Row]]
+) -> None:
+    objects = [*tables["annotations"], *tables["segments"]]
+    expected = [
+        image["image_id"]
+        for image in tables["images"]
+        if FILTERS[query](image, [one for one in objects if one["image_id"] == image["image_id"]])
+    ]
+    assert ids(client, query) == expected
+
+
+ORDERS: dict[str, Callable[[list[float]], float]] = {
+    "highest": lambda scores: -max(scores, default=-np.inf),
+    "lowest": lambda scores: min(scores, default=np.inf),
+    "objects": lambda scores: -len(scores),
+    "fewest": len,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_order_is_that_of_the_annotations(order: str, client: TestClient, tables: dict[str, list[Row]]) -> None:
+    scores: dict[int, list[float]] = {image["image_id"]: [] for image in tables["images"]}
+    for one in tables["annotations"]:
+        scores[one["image_id"]].append(one["score"])
+    assert ids(client, f"order={order}") == sorted(scores, key=lambda image: (ORDERS[order](scores[image]), image))
+
+
+def test_order_looks_at_the_objects_that_are_asked_for(client: TestClient, tables: dict[str, list[Row]]) -> None:
+    best = {one["image_id"]: one["score"] for one in reversed(tables["annotations"]) if one["category_id"] == 2}
+    assert ids(client, "category=2&order=highest") == sorted(best, key=lambda image: -best[image])
+
+
+def test_pages_are_the_same_before_and_after_the_index_is_built(dataset: LabelDataset) -> None:
+    review = open_review(dataset, "anna")
+    client = client_of(review)
+    assert client.get("/api/job").json()["ready"] is False
+    urls = ["/api/images", "/api/images?offset=2&limit=5", "/api/images?offset=11", "/api/images?offset=99"]
+    before = [client.get(url).json() for url in urls]
+    built(review)
+    assert client.get("/api/job").json()["ready"] is True
+    assert [client.get(url).json() for url in urls] == before
+    assert [len(page["images"]) for page in before] == [12, 5, 1, 0]
+    assert {page["total"] for page in before} == {IMAGES}
+
+
+def test_an_unfinished_job_shows_what_is_committed(fresh: LabelDataset, tmp_path: Path) -> None:
+    (tmp_path / "labels/_manifest/commits/00000001.json").unlink()
+    client = client_of(built(open_review(open_dataset(fresh.url), "anna")))
+    job = client.get("/api/job").json()
+    assert (job["images"], job["is_complete"]) == (9, False)
+    assert ids(client, "") == ids(client, "sql=true") == [0, 1, 2, 6, 7, 8, 9, 10, 11]
+    assert client.get("/api/images/4").status_code == 404
+    assert say(client, {"image_id": 4, "verdict": "flag"}).json() == {"error": "there is no image 4"}
+
+
+def test_image_has_all_its_rows(client: TestClient, tables: dict[str, list[Row]]) -> None:
+    found = client.get("/api/images/9").json()
+    assert found["image"] == next(image for image in tables["images"] if image["image_id"] == 9)
+    annotations = [one for one in tables["annotations"] if one["image_id"] == 9]
+    for answer, row in zip(found["annotations"], annotations, strict=True):
+        assert answer["bbox"] == list(row["bbox"].values())
+        assert {"size": answer["size"], "counts": answer["counts"]} == row["segmentation"]
+        same = ("annotation_id", "category_id", "score", "keypoints", "iscrowd", "model")
+        assert {name: answer[name] for name in same} == {name: row[name] for name in same}
+    assert [segment["kind"] for segment in found["segments"]] == ["panoptic"]
+    assert len(found["proposals"]) == 100
+    assert found["proposals"][0]["score"] == 1
+    assert (found["reviews"], found["truth"], found["other"]) == ([], None, None)
+
+
+def test_truth_and_another_job_are_beside(dataset: LabelDataset, tmp_path: Path) -> None:
+    square, size = [[2, 3, 12, 3, 12, 9, 2, 9]], (HEIGHT, WIDTH)
+    one = {"id": 7, "image_id": 70, "bbox": [2, 3, 10, 6], "area": 60, "iscrowd": 0}
+    masks = [square, {"size": size, "counts": [0, HEIGHT * WIDTH]}, [], [[1e300] * 6], {"size": size, "counts": "zz"}]
+    document = {
+        "images": [{"id": 70, "file_name": encoded(0)[0], "height": HEIGHT, "width": WIDTH}],
+        "categories": [{"id": 1, "name": "leaf"}, {"id": 2, "name": '"><script>'}],
+        "annotations": [one | {"category_id": 1 + k % 2, "segmentation": mask} for k, mask in enumerate(masks)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    client = client_of(open_review(dataset, "anna", str(tmp_path / "truth.json"), dataset.url))
+    found = client.get("/api/images/0").json()
+    truth = found["truth"]["annotations"]
+    assert [annotation["category_id"] for annotation in truth] == [5, 6, 5, 6, 5]
+    assert {"id": 6, "name": '"><script>'} in found["truth"]["categories"]
+    expected = coco_mask.decode(coco_mask.frPyObjects(square, HEIGHT, WIDTH))[..., 0]
+    assert np.array_equal(coco_mask.decode({"size": truth[0]["size"], "counts": truth[0]["counts"]}), expected)
+    assert coco_mask.decode({"size": truth[1]["size"], "counts": truth[1]["counts"]}).all()
+    assert [truth[k]["counts"] for k in (2, 4)] == [None, None]
+    beside = client.get("/api/images/9").json()
+    assert beside["truth"] is None
+    assert beside["other"]["annotations"] == beside["annotations"]
+    assert beside["other"]["categories"][0]["name"] == "ball"
+
+
+def test_file_is_the_original_where_browsers_show_it(client: TestClient) -> None:
+    for image_id, kind in ((0, "image/png"), (TURNED, "image/jpeg")):
+        answer = client.get(f"/api/images/{image_id}/file")
+        assert (answer.content, answer.headers["content-type"]) == (encoded(image_id)[1], kind)
+    answer = client.get(f"/api/images/{TIFF}/file")
+    assert answer.headers["content-type"] == "image/png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), pixels(TIFF))
+
+
+@pytest.mark.parametrize("what", ["file", "thumbnail"])
+@pytest.mark.parametrize(
+    ("image_id", "code", "why"),
+    [(GONE, 410, "is not there"), (CHANGED, 410, "have changed"), (FAILED, 410, "truncated"), (99, 404, "no image 99")],
+)
+def test_images_that_are_gone_are_told_in_a_line(
+    what: str, image_id: int, code: int, why: str, client: TestClient
+) -> None:
+    answer = client.get(f"/api/images/{image_id}/{what}")
+    assert answer.status_code == code
+    assert re.search(why, answer.json()["error"])
+    assert "\n" not in answer.json()["error"]
+
+
+def test_thumbnail_is_upright_and_small_and_has_boxes(client: TestClient, tables: dict[str, list[Row]]) -> None:
+    answer = client.get(f"/api/images/{TURNED}/thumbnail?size=16&min_score=1.1")
+    image = Image.open(io.BytesIO(answer.content))
+    assert (image.format, image.size) == ("JPEG", (16, 16 * HEIGHT // WIDTH))
+    red, blue = np.asarray(image).reshape(2, -1, 3).mean(1)
+    assert red[0] > 200 > 50 > red[2]
+    assert blue[2] > 200 > 50 > blue[0]
+    best = next(one for one in tables["annotations"] if one["image_id"] == 9)
+    drawn = np.asarray(Image.open(io.BytesIO(client.get("/api/images/9/thumbnail").content)), float)
+    plain = np.asarray(Image.open(io.BytesIO(client.get("/api/images/9/thumbnail?min_score=1.1").content)), float)
+    top, left, right = (int(value) for value in (best["bbox"]["y"], best["bbox"]["x"], best["bbox"]["width"]))
+    color = color_of(best["category_id"])
+    edge = slice(left + 1, left + right - 1)
+    assert abs(drawn[top, edge] - color).mean() < abs(plain[top, edge] - color).mean() / 2
+    assert client.get("/api/images/9/thumbnail?size=99999").status_code == 400
+
+
+def test_a_verdict_is_known_at_once_and_by_the_next_server(fresh: LabelDataset) -> None:
+    client = client_of(built(open_review(fresh, "anna")))
+    assert ids(client, "verdict=none") == list(range(IMAGES))
+    first = {"image_id": 3, "verdict": "accept", "note": "<b>\n"}
+    assert say(client, first, {"image_id": 5, "verdict": "flag"}).json() == {"written": 2}
+    assert say(client, {"image_id": 3, "annotation_id": 3 * 65_536, "verdict": "reject"}).json() == {"written": 1}
+    for server in (client, client_of(built(open_review(open_dataset(fresh.url), "bo")))):
+        assert ids(server, "verdict=accept") == ids(server, "sql=verdict='accept'") == [3]
+        assert server.get("/api/progress").json() == {"accept": 1, "reject": 0, "flag": 1, "none": IMAGES - 2}
+        assert server.get("/api/images?text=05").json()["images"][0]["verdict"] == "flag"
+        whole, one = server.get("/api/images/3").json()["reviews"]
+        assert (whole["verdict"], whole["note"], whole["reviewer"]) == ("accept", "<b>\n", "anna")
+        assert (one["verdict"], one["annotation_id"]) == ("reject", 3 * 65_536)
+
+
+def test_the_last_word_counts_until_it_is_taken_back(fresh: LabelDataset) -> None:
+    client = client_of(built(open_review(fresh, "anna")))
+    say(client, {"image_id": 3, "verdict": "accept"})
+    write_reviews(fresh, "bo", [Said(3, None, "reject")])
+    client.app.state.review.verdicts.refresh()  # type: ignore[attr-defined]
+    assert ids(client, "verdict=reject") == [3]
+    assert [one["reviewer"] for one in client.get("/api/images/3").json()["reviews"]] == ["anna", "bo"]
+    write_reviews(fresh, "bo", [Said(3, None, None)])
+    client.app.state.review.verdicts.refresh()  # type: ignore[attr-defined]
+    assert ids(client, "verdict=accept") == [3]
+    say(client, {"image_id": 3})
+    assert ids(client, "verdict=none") == list(range(IMAGES))
+
+
+def test_two_reviewers_at_once_lose_nothing(fresh: LabelDataset) -> None:
+    clients = {name: client_of(open_review(fresh, name)) for name in ("anna", "bo")}
+
+    def work(client: TestClient) -> None:
+        for image_id in range(IMAGES):
+            assert say(client, {"image_id": image_id, "verdict": "accept"}).status_code == 200
+
+    threads = [threading.Thread(target=work, args=[client]) for client in clients.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with connect(open_dataset(fresh.url)) as connection:
+        said = connection.sql("SELECT reviewer, count(DISTINCT image_id), count(*) FROM verdicts GROUP BY 1 ORDER BY 1")
+        assert said.fetchall() == [("anna", IMAGES, IMAGES), ("bo", IMAGES, IMAGES)]
+
+
+@pytest.mark.parametrize(
+    "review",
+    [
+        {"image_id": 99, "verdict": "accept"},
+        {"image_id": -1, "verdict": "accept"},
+        {"image_id": 2**70, "verdict": "accept"},
+        {"image_id": "3", "verdict": "accept"},
+        {"image_id": 3, "annotation_id": 3 * 65_536 + 9, "verdict": "accept"},
+        {"image_id": 2, "annotation_id": 3 * 65_536, "verdict": "accept"},
+        {"image_id": 3, "verdict": "excellent"},
+        {"image_id": 3, "note": "x" * 10_001},
+        {"image_id": 3, "reviewer": "bo"},
+    ],
+)
+def test_reviews_that_make_no_sense_are_refused_as_a_whole(review: Row, client: TestClient) -> None:
+    answer = say(client, {"image_id": 3, "verdict": "accept"}, review)
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+    assert client.get("/api/images/3").json()["reviews"] == []
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"reviews": [' + b" " * 2**24, b"\xff"])
+def test_bodies_that_are_no_reviews_are_refused(body: bytes, client: TestClient) -> None:
+    assert client.post("/api/verdicts", content=body).status_code == 400
+    assert client.post("/api/verdicts", json={"reviews": [{"image_id": 0}] * 10_001}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sql=SELECT",
+        "sql=nothing_like_it+=+1",
+        "sql=true)+--",
+        "sql=true)+UNION+SELECT+1,+2+--",
+        "sql=true;DROP+TABLE+reviews",
+        "sql=key+IN+(SELECT+content+FROM+read_text('/etc/passwd'))",
+        "sql=key+IN+(SELECT+content+FROM+read_text('http://localhost'))",
+        "sql=getenv('HOME')='x'",
+        "category=x",
+        "category=99999999999",
+        "min_score=nan",
+        "verdict=excellent",
+        "order=1;DROP",
+        "limit=0",
+        "limit=100000",
+        "offset=-1",
+        "nonsense=1",
+    ],
+)
+def test_questions_that_make_no_sense_get_one_line(query: str, client: TestClient) -> None:
+    answer = client.get(f"/api/images?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["error"].count("\n") == 0
+    assert len(ids(client, "")) == IMAGES
+
+
+def test_text_and_categories_stay_text(fresh: LabelDataset) -> None:
+    client = client_of(built(open_review(fresh, '<img src=x onerror="alert(1)">')))
+    answer = client.get("/api/images?text=%27%22%25%32%65.tif")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["images"][0]["key"] == fresh.table("images").to_table()["key"][TIFF].as_py()
+
+
+def test_other_sites_are_refused(client: TestClient) -> None:
+    assert client.get("/api/job", headers={"Host": "evil.example"}).status_code == 400
+    assert client.get("/api/job", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+    assert client.get("/api/job", headers={"Host": "[::1]:8000"}).status_code == 200
+    body = {"reviews": []}
+    for headers in ({"X-Prelabel": "0"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+        assert client.post("/api/verdicts", json=body, headers=headers).status_code == 403
+    assert client.post("/api/verdicts", json=body, headers={"Origin": "http://localhost"}).status_code == 200
+
+
+def test_answers_may_not_be_framed_sniffed_or_load_anything_from_elsewhere(client: TestClient) -> None:
+    for url in ("/", "/api/job", "/api/images/0/file", "/static/none", "/none"):
+        headers = client.get(url).headers
+        policy = headers["content-security-policy"]
+        assert {"default-src 'self'", "object-src 'none'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_token_is_asked_of_others(dataset: LabelDataset) -> None:
+    client = client_of(open_review(dataset, "anna"), token="s3cret")
+    for url in ("/", "/api/job", "/static/app.js", "/?token=wrong", "/?token=%FF", "/?token="):
+        assert client.get(url).status_code == 403
+    assert client.get("/api/job", headers={"Cookie": "prelabel-token=wrong"}).status_code == 403
+    answer = client.get("/?token=s3cret&page=2")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/?page=2")
+    assert {"httponly", "samesite=strict"} <= set(answer.headers["set-cookie"].lower().split("; "))
+    assert client.get("/api/job", headers={"Host": "any.example"}).status_code == 200
+    assert say(client).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd", "/static/%00", "/etc"],
+)
+def test_no_file_but_the_page_s_is_served(path: str, client: TestClient) -> None:
+    assert client.get(path).status_code in (400, 404)
+
+
+@pytest.fixture
+def serving(dataset: LabelDataset) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as people start it, and its address."""
+    command = [sys.executable, "-c", PRELABEL, "review", dataset.url, "--no-open", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            line = process.stderr.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+/ ", line)
+            assert found, line
+            yield process, found[0].strip()
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_stops_it_though_it_is_asked_much(serving: tuple[subprocess.Popen[str], str]) -> None:
+    process, address = serving
+    host, port = address.removeprefix("http://").strip("/").split(":")
+    endless = "/api/images?sql=(SELECT+count(*)+FROM+range(1000000)+a,+range(10000000)+b)>0"
+    with socket.create_connection((host, int(port))) as asking:
+        asking.sendall(f"GET {endless} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        with socket.create_connection((host, int(port))) as other:  # the first one is being worked on
+            other.sendall(b"GET /api/job HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b"200 OK" in other.recv(1_000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert process.stderr is not None
+    assert process.stderr.read().strip() == "stopped"
+
+
+def test_a_taken_port_is_told_in_a_line(dataset: LabelDataset) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-c", PRELABEL, "review", dataset.url, "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"prelabel: can't listen on 127\.0\.0\.1 port \d+: .* choose another --port\n", done.stderr)
+
+
+def test_a_panoptic_truth_is_refused(dataset: LabelDataset, tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": encoded(0)[0], "height": HEIGHT, "width": WIDTH}
+    document = {"images": [image], "categories": [{"id": 1, "name": "leaf", "isthing": 1}]}
+    document["annotations"] = [{"image_id": 1, "file_name": "1.png", "segments_info": []}]
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="instances or keypoints"):
+        open_review(dataset, "anna", str(tmp_path / "truth.json"))
