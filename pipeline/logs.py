@@ -61,6 +61,7 @@ def json_lines() -> Iterator[None]:
     try:
         yield
     finally:
+        print(file=sys.stderr)  # ends a line that was begun
         root.handlers, sys.stderr = handlers, stderr
         _events.setLevel(level)
 

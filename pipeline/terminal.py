@@ -80,24 +80,24 @@ class _Bar(Bar):
     def __init__(self, console: Console) -> None:
         self._below = ""
         super().__init__(
-            *("{task.description}", BarColumn(), "{task.fields[count]}", "{task.fields[speed]}", TimeElapsedColumn()),
+            *("{task.description}", BarColumn(), "{task.fields[figures]}", TimeElapsedColumn()),
             console=console,
             transient=True,
             disable=is_json() or not console.is_terminal,
         )
-        self._task = self.add_task("", total=None, count="", speed="")
+        self._task = self.add_task("", total=None, figures="")
 
     def show(self, progress: Progress) -> None:
         """Puts it on the terminal."""
         self._below = " · ".join(progress.rest())
         total = f"/{progress.total:,}" if progress.total is not None else ""
+        count = [f"{progress.done:,}{total}"] if progress.done or total else []
         self.update(
             self._task,
             description=PHASES[progress.phase],
             completed=progress.done,
             total=progress.total,
-            count=f"{progress.done:,}{total}" if progress.done or total else "",
-            speed=" · ".join(progress.speed()),
+            figures=" · ".join([*count, *progress.speed()]),
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:

@@ -165,13 +165,14 @@ def test_each_line_is_an_object_whatever_it_comes_from(capsys: pytest.CaptureFix
             raise ZeroDivisionError
         except ZeroDivisionError:
             event("error", "a bug", logging.CRITICAL, exc_info=True, exit_code=1)
+        sys.stderr.write("no end")
     found = told(capsys)
     assert all({"time", "level", "event", "message"} <= set(one) for one in found)
     assert [(one["level"], one["event"]) for one in found[:2]] == [("warning", "log"), ("info", "done")]
     assert found[1] | {"message": 'two\nlines of "text"', "images": 3, "path": "a"} == found[1]
     messages = [one["message"] for one in found if one["event"] == "message"]
-    assert messages == ["a name that is no text: \udcff", "half a line, and the rest"]
-    assert "ZeroDivisionError" in found[-1]["traceback"]
+    assert messages == ["a name that is no text: \udcff", "half a line, and the rest", "no end"]
+    assert "ZeroDivisionError" in found[-2]["traceback"]
     tell("done", "for people")
     event("done", "for programs")
     assert capsys.readouterr().err == "for people\n"
