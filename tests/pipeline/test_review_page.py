@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
-import socket
-import threading
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-import uvicorn
 from jobs import FAILED, HEIGHT, WIDTH, ring
 from labels import Row, rows_of_everything, write_labels
 from PIL import Image
@@ -24,19 +25,19 @@ from shards import write_files
 
 from prelabel.pipeline.dataset import LabelDataset, open_dataset
 from prelabel.pipeline.query import connect
-from prelabel.pipeline.review import open_review
-from prelabel.pipeline.review.app import app_of
 from prelabel.pipeline.reviews import Review, write_reviews
 from prelabel.schemas import rle
 from prelabel.schemas.categories import Category, CategorySet
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven with playwright")
 expect = sync_api.expect
+expect.set_options(timeout=20_000)  # a machine may be busy
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 EVIL_FILE, EVIL_CATEGORY = "<img src=x onerror=alert(1)>.jpg", '"><script>'
+PRELABEL = "from prelabel.pipeline.cli import main; main()"
 CATEGORIES = CategorySet([Category(2, EVIL_CATEGORY), Category(5, "leaf", "plant")])
 NAMES = [EVIL_FILE, *(f"image-{number}.png" for number in range(1, 8))]
 POSED = 2
@@ -92,17 +93,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LabelDataset:
 @pytest.fixture(scope="module")
 def url(dataset: LabelDataset) -> Iterator[str]:
     """Where anna reviews the job."""
-    beside = str(Path(dataset.url).parent / "truth.json")
-    review = open_review(dataset, "anna", beside, dataset.url)
-    review.index.build()
-    server = uvicorn.Server(uvicorn.Config(app_of(review, None), log_level="warning", lifespan="off", ws="none"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
-    review.index.stop()
+    beside = ["--truth", str(Path(dataset.url).parent / "truth.json"), "--other", dataset.url]
+    command = [sys.executable, "-c", PRELABEL, "review", dataset.url, *beside, "--reviewer", "anna", "--port", "0"]
+    with subprocess.Popen([*command, "--no-open"], stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        yield re.findall(r"http://\S+", server.stderr.readline())[0]
+        server.send_signal(signal.SIGINT)
+        assert server.communicate()[1].strip() == "stopped"
+    assert server.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +115,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, url: str) -> Iterator[Any]:
     """A page that has no errors and asks nobody but its server."""
     context = browser.new_context(viewport={"width": 1200, "height": 800})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(20_000)
     page, complaints = context.new_page(), []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -289,9 +287,7 @@ class Fake:
         for path in ("**/thumbnail?*", "**/file"):
             page.route(path, lambda route: route.fulfill(body=picture(8, 6), content_type="image/png"))
         page.route("**/api/images?*", self.list)
-        page.route(
-            "**/api/images/*", lambda route: route.fulfill(json=self.labels(int(route.request.url.split("/")[-1])))
-        )
+        page.route("**/api/images/*", lambda route: route.fulfill(json=self.labels(route.request.url.split("/")[-1])))
         page.route("**/api/verdicts", self.judge)
 
     def row(self, image_id: int) -> Row:
@@ -305,7 +301,7 @@ class Fake:
     def list(self, route: Any) -> None:
         query = parse_qs(urlsplit(route.request.url).query)
         offset, limit = int(query["offset"][0]), int(query["limit"][0])
-        ids = [image_id for image_id in range(self.count) if "verdict" not in query or image_id not in self.judged]
+        ids = [one for one in range(self.count) if one not in self.judged] if "verdict" in query else range(self.count)
         images = [self.row(image_id) for image_id in ids[offset : offset + limit]]
         route.fulfill(json={"total": len(ids), "images": images})
 

@@ -1,6 +1,6 @@
 import { get } from "./api.js";
 import { Categories } from "./categories.js";
-import { byId, element, number } from "./dom.js";
+import { byId, element, number, showPath } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Grid } from "./grid.js";
 import { Rows } from "./rows.js";
@@ -14,7 +14,10 @@ const SAID = { accept: "accepted", reject: "rejected", flag: "flagged" };
 class App {
   constructor(job) {
     this.job = job;
-    this.verdicts = new Verdicts(job.reviewer, byId("notices"), (...about) => this.judged(...about));
+    this.verdicts = new Verdicts(job.reviewer, byId("notices"), {
+      changed: (imageId) => this.judged(imageId),
+      written: (imageId, annotationId) => this.written(imageId, annotationId),
+    });
     this.grid = new Grid({
       open: (imageId, index) => this.open(imageId, index),
       hrefOf: (imageId) => `${location.search}#image=${imageId}`,
@@ -27,7 +30,7 @@ class App {
       open: (imageId, index) => this.open(imageId, index),
       close: () => this.close(),
     });
-    byId("job").textContent = byId("job").title = job.url;
+    showPath(byId("job"), job.url);
     this.listen();
     this.route();
     this.showProgress();
@@ -77,6 +80,7 @@ class App {
     const imageId = image ? Number(image[1]) : null;
     byId("browse").hidden = imageId !== null;
     byId("viewer").hidden = imageId === null;
+    if (imageId !== null && this.viewer.imageId === null) byId("panes").focus(); // not in what is hidden now
     if (imageId !== null && imageId !== this.viewer.imageId) this.viewer.show(imageId, history.state?.index);
     if (imageId === null) this.leaveViewer();
     document.title = imageId === null ? "prelabel review" : document.title;
@@ -93,9 +97,10 @@ class App {
 
   list(query) {
     this.rows?.close();
-    this.rows = new Rows(query, () => this.listed());
+    this.rows = new Rows(query, () => this.listed(), (work) => this.verdicts.inOrder(work));
     byId("count").textContent = "";
-    byId("message").textContent = "";
+    const waits = !this.job.ready && query.size > 0;
+    byId("message").textContent = waits ? "The index is still being built: filters wait for it…" : "Loading…";
     this.grid.show(this.rows);
   }
 
@@ -105,19 +110,22 @@ class App {
     this.filters.complain(error);
     byId("count").textContent = total === null ? "" : `${number(total)} of ${number(this.job.images)} images`;
     byId("message").textContent = "";
-    if (error) byId("message").append(`${error.message} `, this.retry());
+    if (error) byId("message").append(`${error.message} `, ...(error.status === 400 ? [] : [this.retry()]));
     else if (total === 0) byId("message").textContent = "No image matches.";
     this.grid.update();
   }
 
   retry() {
-    return element("button", { type: "button", click: () => this.list(this.rows.filter) }, "Try again");
+    return element("button", { type: "button", click: () => this.rows.again() }, "Try again");
   }
 
-  judged(imageId, annotationId) {
-    if (annotationId === null) this.rows.judged(imageId, (row) => this.verdicts.ofRow(row));
+  judged(imageId) {
     if (this.viewer.imageId === imageId) this.viewer.showVerdicts();
     this.grid.update();
+  }
+
+  written(imageId, annotationId) {
+    if (annotationId === null) this.rows.judged(imageId, (row) => this.verdicts.storedOf(row));
     clearTimeout(this.soon);
     this.soon = setTimeout(() => this.showProgress(), 300);
   }
@@ -126,6 +134,7 @@ class App {
     const counts = await get("progress").catch(() => null);
     if (counts === null) return;
     const said = Object.keys(SAID).map((verdict) => `${number(counts[verdict])} ${SAID[verdict]}`);
+    said.push(`${number(counts.none)} to go`);
     byId("progress").textContent = `${this.job.ready ? "" : "Building the index… "}${said.join(" · ")}`;
   }
 
@@ -143,6 +152,7 @@ class App {
     const field = event.target.closest?.("input, textarea, select");
     const slides = field && ["range", "checkbox"].includes(field.type);
     if (event.ctrlKey || event.metaKey || event.altKey || byId("keys").open) return;
+    if (event.repeat && "arfu".includes(event.key)) return; // a key held down is one verdict, not one on each image
     if ((field && !slides) || (slides && event.key.startsWith("Arrow"))) return;
     if (event.key === "?") byId("keys").showModal();
     else if (this.viewer.imageId === null || !this.viewer.key(event.key)) return;

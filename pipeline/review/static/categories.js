@@ -17,7 +17,8 @@ export class Categories {
   adopt(theirs) {
     const ids = new Map([...this.byId.values()].map(({ id, name }) => [name, id]));
     return new Map(theirs.map((category) => {
-      const id = ids.get(category.name) ?? (this.byId.has(category.id) ? Math.max(...this.byId.keys()) + 1 : category.id);
+      const free = this.byId.has(category.id) ? Math.max(...this.byId.keys()) + 1 : category.id;
+      const id = ids.get(category.name) ?? free;
       if (!this.byId.has(id)) this.byId.set(id, { ...category, id });
       return [category.id, id];
     }));

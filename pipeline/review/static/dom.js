@@ -11,6 +11,13 @@ export function element(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
+/** Shows a path of which, where there is no room, the folder is cut and not the file's name. */
+export function showPath(node, path) {
+  const cut = path.lastIndexOf("/") + 1;
+  node.title = path;
+  node.replaceChildren(element("span", {}, path.slice(0, cut)), element("span", {}, path.slice(cut)));
+}
+
 const numbers = new Intl.NumberFormat("en");
 export const number = (value) => numbers.format(value);
 export const decimals = (value) => (value === null || value === undefined ? "" : value.toFixed(2));

@@ -1,5 +1,5 @@
 import { thumbnailUrl } from "./api.js";
-import { byId, element, number, onceAFrame } from "./dom.js";
+import { byId, element, number, onceAFrame, showPath } from "./dom.js";
 import { Thumbnails } from "./thumbnails.js";
 import { MARKS } from "./verdicts.js";
 
@@ -198,8 +198,7 @@ class Cell {
     this.node.setAttribute("aria-posinset", index + 1);
     this.node.setAttribute("aria-setsize", grid.rows.total);
     this.node.classList.toggle("waits", !row);
-    this.name.textContent = row?.key ?? "";
-    this.name.title = row?.key ?? "";
+    showPath(this.name, row?.key ?? "");
     this.code.textContent = row?.error_code ?? "";
     this.facts.textContent = row ? factsOf(row) : "";
     if (row) this.node.href = grid.hrefOf(row.image_id);

@@ -35,7 +35,9 @@ export const bottomUp = (objects) =>
 
 /** How things are looked at; the same for every pane and kept from image to image. */
 export class Look {
-  layers = { masks: true, boxes: true, names: true, keypoints: true, panoptic: false, semantic: false, proposals: false };
+  layers = {
+    masks: true, boxes: true, names: true, keypoints: true, panoptic: false, semantic: false, proposals: false,
+  };
   hidden = new Set(); // category ids
   threshold = 0;
   opacity = 0.5;
@@ -54,8 +56,13 @@ export class Look {
 
   /** Whether it would be drawn if its category were. */
   counts(object) {
-    const layer = object.kind === "annotation" || this.layers[object.kind === "proposal" ? "proposals" : object.kind];
-    return layer && (object.score === null || object.score >= this.threshold);
+    return this.showsKind(object) && (object.score === null || object.score >= this.threshold);
+  }
+
+  showsKind({ kind, runs, keypoints }) {
+    const { layers } = this;
+    if (kind === "annotation") return layers.boxes || (layers.masks && runs) || (layers.keypoints && keypoints);
+    return kind === "proposal" ? layers.proposals : layers[kind];
   }
 
   showsMask(object) {

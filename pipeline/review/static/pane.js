@@ -1,7 +1,7 @@
 import { css, ink, rgb } from "./colours.js";
 import { element } from "./dom.js";
 import { bottomUp } from "./objects.js";
-import { contains, fill } from "./rle.js";
+import { contains, fill, middle } from "./rle.js";
 
 const STRIP = 256; // rows of pixels that are painted at a time
 const OUTLINE = 0.55; // how dark a mask's outermost pixels are
@@ -38,6 +38,7 @@ export class Pane {
     this.say("");
     this.width = width;
     this.height = height;
+    this.painted = "";
     this.objects = bottomUp(objects.map((object) => fitting(object, width, height)));
     this.owners = new (objects.length < 2 ** 16 ? Uint16Array : Uint32Array)(width * height);
     [this.masks.width, this.masks.height] = [width, height];
@@ -55,19 +56,24 @@ export class Pane {
     this.image = image;
   }
 
-  /** Paints the masks: needed when other objects are shown. */
+  /** Draws all that is to be shown. */
   paint(look, categories) {
     this.look = look;
     this.categories = categories;
-    this.owners.fill(0);
-    this.objects.forEach((object, rank) => {
-      if (look.shows(object) && look.showsMask(object)) fill(this.owners, object.runs, object.size, rank + 1);
-    });
-    this.colour();
+    const ranks = [...this.objects.keys()];
+    const masks = ranks.filter((rank) => look.shows(this.objects[rank]) && look.showsMask(this.objects[rank]));
+    if (masks.join() !== this.painted) this.paintMasks(masks); // half a second, for twelve million pixels
+    this.painted = masks.join();
     this.place();
   }
 
-  /** Turns the topmost object of each pixel into colours; a mask's outermost pixels are darker, as touching ones differ. */
+  paintMasks(ranks) {
+    this.owners.fill(0);
+    for (const rank of ranks) fill(this.owners, this.objects[rank].runs, this.objects[rank].size, rank + 1);
+    this.colour();
+  }
+
+  /** Turns the topmost object of each pixel into colours; a mask's outermost pixels are darker. */
   colour() {
     const context = this.masks.getContext("2d", { willReadFrequently: true });
     const { width, height, owners } = this;
@@ -126,14 +132,11 @@ export class Pane {
     const score = object.score === null ? "" : ` ${object.score.toFixed(2)}`;
     const text = this.categories.name(object.category) + score;
     const width = pen.measureText(text).width + 6;
-    let [x, y] = this.screen(object.bbox[0], object.bbox[1]);
-    if (object.kind === "annotation") {
-      x = Math.max(1, Math.min(x, this.surface.clientWidth - width));
-      y = y >= 16 ? y - 16 : y;
-    } else {
-      x += (object.bbox[2] * this.view.scale - width) / 2;
-      y += (object.bbox[3] * this.view.scale - 16) / 2;
-    }
+    const within = object.kind !== "annotation" && object.runs; // a segment's box says little of where it is
+    let [x, y] = this.screen(...(within ? middle(object.runs, object.size) : object.bbox));
+    if (within) [x, y] = [x - width / 2, y - 8];
+    else y -= y >= 16 ? 16 : 0;
+    x = Math.max(1, Math.min(x, this.surface.clientWidth - width));
     pen.fillStyle = css(object.category);
     pen.fillRect(x - 1, y, width, 16);
     pen.fillStyle = ink(object.category);

@@ -29,7 +29,7 @@ export class Panel {
   show(labels, objects, others) {
     this.objects = objects.toSorted((a, b) => (b.score ?? 2) - (a.score ?? 2));
     this.layers = present(objects.concat(others)).map((layer) => {
-      const button = element("button", { type: "button", "data-layer-toggle": layer }, LAYERS[layer]);
+      const button = element("button", { type: "button" }, LAYERS[layer]);
       button.addEventListener("click", () => this.toggle(layer));
       return [layer, button];
     });
@@ -124,6 +124,6 @@ function factsOf({ image, labels }, objects) {
   for (const { category, score } of labels ?? []) facts.push(["Label", `${category} ${decimals(score)}`]);
   const broken = objects.filter((object) => object.error).length;
   if (broken) facts.push(["Damaged masks", number(broken)]);
-  return [element("h3", {}, "Facts"),
-    element("dl", {}, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]))];
+  const nodes = facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]);
+  return [element("h3", {}, "Facts"), element("dl", {}, ...nodes)];
 }

@@ -38,6 +38,16 @@ export function contains(lengths, [height], x, y) {
   return k % 2 === 1;
 }
 
+/** A pixel [x, y] inside: the middle of the longest run. */
+export function middle(lengths, [height]) {
+  let [start, longest, place] = [0, 0, 0];
+  lengths.forEach((length, k) => {
+    if (k % 2 && length > longest) [longest, place] = [length, start + Math.floor(length / 2)];
+    start += length;
+  });
+  return [Math.floor(place / height), place % height];
+}
+
 /** Sets the pixels inside to `value` in `pixels`, which holds rows of `width` from top to bottom. */
 export function fill(pixels, lengths, [height, width], value) {
   let start = 0;

@@ -9,18 +9,19 @@ const PATIENCE = 40; // milliseconds that the place in the list must stay for be
  *
  * An image that is given a verdict may leave the filter, and the server's later pages then move up by one. The list
  * stays as it was first seen: such images are counted, and later pages asked for from that much earlier, so that
- * nobody who goes on to the next image misses one.
+ * nobody who goes on to the next image misses one, or sees one twice.
  */
 export class Rows {
   total = null;
   error = null;
   pages = new Map();
   pending = new Map();
+  failed = new Set(); // page numbers
   left = new Set(); // indexes
 
-  constructor(filter, changed) {
-    this.filter = filter;
-    this.changed = changed;
+  /** `changed` is called when more is known; `inOrder` does something between the verdicts that are being written. */
+  constructor(filter, changed, inOrder) {
+    Object.assign(this, { filter, changed, inOrder });
     this.load(0).catch(() => {});
   }
 
@@ -47,8 +48,17 @@ export class Rows {
       request.abort.abort();
       this.pending.delete(number);
     }
-    if (numbers.every((number) => this.pages.has(number))) return;
-    this.timer = setTimeout(() => numbers.forEach((number) => this.load(number).catch(() => {})), PATIENCE);
+    const missing = numbers.filter((number) => !this.pages.has(number) && !this.failed.has(number));
+    if (missing.length === 0) return;
+    this.timer = setTimeout(() => missing.forEach((number) => this.load(number).catch(() => {})), PATIENCE);
+  }
+
+  /** Asks once more for what could not be had. */
+  again() {
+    this.error = null;
+    this.failed.clear();
+    if (this.total === null) this.load(0).catch(() => {});
+    this.changed();
   }
 
   /** Fetches a page, once. */
@@ -65,22 +75,30 @@ export class Rows {
   }
 
   async request(number, signal) {
+    const work = () => this.read(number, signal);
+    try {
+      await (this.filter.has("verdict") ? this.inOrder(work) : work());
+      this.failed.delete(number);
+    } catch (error) {
+      if (error.name !== "AbortError") {
+        this.error = error;
+        this.failed.add(number);
+      }
+      throw error;
+    } finally {
+      if (!signal.aborted) this.changed();
+    }
+  }
+
+  async read(number, signal) {
     const first = number * PAGE;
     const before = [...this.left].filter((index) => index < first).length;
     const query = new URLSearchParams(this.filter);
     query.set("offset", first - before);
     query.set("limit", PAGE);
-    try {
-      const page = await get(`images?${query}`, signal);
-      this.total = page.total + this.left.size;
-      this.keep(number, page.images);
-      this.error = null;
-    } catch (error) {
-      if (error.name !== "AbortError") this.error = error;
-      throw error;
-    } finally {
-      if (!signal.aborted) this.changed();
-    }
+    const page = await get(`images?${query}`, signal);
+    this.total = page.total + this.left.size;
+    this.keep(number, page.images);
   }
 
   keep(number, page) {
@@ -92,7 +110,7 @@ export class Rows {
     }
   }
 
-  /** An image was given another verdict: the server may not count it to this filter any more. */
+  /** Another verdict on an image was written: the server may not count it to this filter any more. */
   judged(imageId, verdictOf) {
     const wanted = this.filter.get("verdict");
     if (!wanted) return;

@@ -15,16 +15,15 @@ export class Verdicts {
   waiting = 0;
   queue = Promise.resolve();
 
-  constructor(reviewer, notices, changed) {
-    this.reviewer = reviewer;
-    this.notices = notices;
-    this.changed = changed;
+  /** `changed` and `written` are called with the ids of what looks different, and of what the server has. */
+  constructor(reviewer, notices, { changed, written }) {
+    Object.assign(this, { reviewer, notices, changed, written });
     window.addEventListener("beforeunload", (event) => {
       if (this.waiting || notices.childElementCount) event.preventDefault();
     });
   }
 
-  /** This reviewer's {verdict, note} on an image (`annotationId` null) or object, given the reviews that came with it. */
+  /** This reviewer's {verdict, note} on an image (`annotationId` null) or object; `reviews` came with the image. */
   mine(imageId, annotationId, reviews) {
     const written = reviews.find((one) => one.annotation_id === annotationId && one.reviewer === this.reviewer);
     return this.said.get(keyOf(imageId, annotationId)) ?? written ?? { verdict: null, note: null };
@@ -36,13 +35,26 @@ export class Verdicts {
     return said ? said.verdict : row.verdict;
   }
 
+  /** What the server has of it. */
+  storedOf(row) {
+    const stored = this.stored.get(keyOf(row.image_id, null));
+    return stored ? stored.verdict : row.verdict;
+  }
+
   /** Says {verdict, note} of an image or object. */
   say(imageId, annotationId, words) {
     const key = keyOf(imageId, annotationId);
     this.said.set(key, words);
     this.waiting += 1;
-    this.queue = this.queue.then(() => this.write(key, imageId, annotationId, words));
-    this.changed(imageId, annotationId);
+    this.inOrder(() => this.write(key, imageId, annotationId, words));
+    this.changed(imageId);
+  }
+
+  /** Does something after what was said before is written, and before what will be said. */
+  inOrder(work) {
+    const done = this.queue.then(work);
+    this.queue = done.catch(() => {});
+    return done;
   }
 
   async write(key, imageId, annotationId, words) {
@@ -50,11 +62,12 @@ export class Verdicts {
     try {
       await post("verdicts", { reviews: [review] });
       this.stored.set(key, words);
+      this.written(imageId, annotationId);
     } catch (error) {
       if (this.said.get(key) === words) this.takeOff(key, error, () => this.say(imageId, annotationId, words));
     } finally {
       this.waiting -= 1;
-      this.changed(imageId, annotationId);
+      this.changed(imageId);
     }
   }
 

@@ -1,5 +1,5 @@
 import { fileUrl, get } from "./api.js";
-import { byId, element, number, onceAFrame } from "./dom.js";
+import { byId, element, number, onceAFrame, showPath } from "./dom.js";
 import { Look, objectsOf } from "./objects.js";
 import { Pane } from "./pane.js";
 import { Panel } from "./panel.js";
@@ -59,6 +59,7 @@ export class Viewer {
 
   /** Opens an image: the one at `index` of the list, if it is in the list. */
   async show(imageId, index) {
+    this.saveNote();
     this.imageId = imageId;
     this.index = index;
     this.look.solo = this.look.selected = this.labels = null;
@@ -74,6 +75,7 @@ export class Viewer {
   }
 
   hide() {
+    this.saveNote();
     this.imageId = this.labels = null;
   }
 
@@ -89,7 +91,8 @@ export class Viewer {
   display(labels) {
     this.labels = labels;
     byId("panel").hidden = false;
-    byId("title").textContent = byId("title").title = document.title = labels.image.key;
+    document.title = labels.image.key;
+    showPath(byId("title"), labels.image.key);
     this.objects = objectsOf(this.labels);
     this.fillPanes();
     this.fit();
@@ -235,7 +238,7 @@ export class Viewer {
     if (!this.labels) return;
     const { verdict, note } = this.mine(this.target);
     const written = byId("note").value.trim() || null;
-    if (written !== note) this.verdicts.say(this.imageId, this.target, { verdict, note: written });
+    if (written !== (note?.trim() || null)) this.verdicts.say(this.imageId, this.target, { verdict, note: written });
   }
 
   /** Everybody's verdicts on the image and its objects, and whose turn it is. */
@@ -243,7 +246,8 @@ export class Viewer {
     if (!this.labels) return;
     const mine = this.mine(this.target);
     const { selected } = this.look;
-    byId("target").replaceChildren("On ", element("b", {}, this.target === null ? "the image" : this.nameOf(selected.id)));
+    const name = this.target === null ? "the image" : this.nameOf(selected.id);
+    byId("target").replaceChildren("On ", element("b", {}, name));
     if (selected && this.target === null) byId("target").append(` (a ${selected.kind} has no verdict of its own)`);
     for (const button of byId("verdicts").children) {
       if (button.dataset.verdict) button.setAttribute("aria-pressed", button.dataset.verdict === mine.verdict);
