@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import orjson
 import pyarrow as pa
 
 from prelabel.operators.threads import map_ahead
@@ -23,6 +22,7 @@ from prelabel.pipeline.validate.manifest import (
     check_job,
     check_plan,
     look_around,
+    read_failure,
 )
 from prelabel.pipeline.validate.parts import check_size, counts_of, read_part
 from prelabel.pipeline.validate.reviews import Reviewed
@@ -86,15 +86,11 @@ def send_back(manifest: Manifest, units: set[int]) -> list[int]:
     """Takes back the commits of some units, and the mark that they are given up; returns their numbers, sorted."""
     for unit in sorted(units):
         manifest.storage.delete(f"{COMMITS}/{unit_name(unit)}")
-        name = f"{FAILURES}/{unit_name(unit)}"
-        try:
-            failure = orjson.loads(manifest.storage.read(name)) | {"final": False}
-        except FileNotFoundError:
-            continue
-        except (orjson.JSONDecodeError, TypeError):
+        name, failure = f"{FAILURES}/{unit_name(unit)}", read_failure(manifest.storage, unit)
+        if failure is None:
             manifest.storage.delete(name)
-        else:
-            manifest.storage.put(name, to_json(failure))
+        elif failure["final"]:
+            manifest.storage.put(name, to_json(failure | {"final": False}))
     return sorted(units)
 
 
@@ -128,12 +124,12 @@ class _Reading:
         check_failures(self.storage, record, committed, violations)
         for unit in sorted(one for one in committed if one >= record.units):
             violations.add("commit", "is of no planned unit", unit=unit, file=f"{COMMITS}/{unit_name(unit)}")
-        self.reviewed = Reviewed(self.storage, record.images, self.metadata, violations)
+        self.reviewed = Reviewed(self.storage, record.images, self.metadata, self.found)
         wanted = {one for one in committed if one < record.units and (chosen is None or one in chosen)}
         self.found.units, self.found.images = record.units, record.images
         self.found.committed, self.found.wanted = len(committed), len(wanted)
         self.progress(0, len(wanted))
-        for planned in check_plan(self.manifest, record, violations):
+        for planned in check_plan(self.manifest, record, self.found):
             self._read_units([unit for unit in planned if unit.number in wanted])
         if unread := len(wanted) - self.found.checked:
             violations.add("plan", f"{unread} committed units can't be looked at, for the plan is damaged", file=UNITS)

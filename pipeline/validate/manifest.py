@@ -29,7 +29,7 @@ from prelabel.pipeline.manifest import (
 )
 from prelabel.pipeline.plan import PLAN_SCHEMA
 from prelabel.pipeline.storage import TEMPORARY, Storage
-from prelabel.pipeline.validate.violations import Violations
+from prelabel.pipeline.validate.violations import Validation, Violations
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import JobError, PrelabelError, one_line
 from prelabel.schemas.job import JobRecord, fingerprint
@@ -85,17 +85,18 @@ def check_job(manifest: Manifest, violations: Violations) -> JobRecord | None:
 # The plan
 
 
-def check_plan(manifest: Manifest, record: JobRecord, violations: Violations) -> Iterator[list[PlannedUnit]]:
+def check_plan(manifest: Manifest, record: JobRecord, found: Validation) -> Iterator[list[PlannedUnit]]:
     """The units of one file of the plan after another, without those of files that are damaged."""
+    violations = found.violations
     count = -(-record.units // UNITS_PER_PLAN_FILE)
     for name in sorted({*manifest.storage.names(UNITS)} - {plan_name(number) for number in range(count)}):
         violations.add("plan", "is no file of this plan, and resume would read it: remove it", file=f"{UNITS}/{name}")
     next_id: int | None = 0
     for number in range(count):
-        rows = _plan_rows(manifest.storage, f"{UNITS}/{plan_name(number)}", violations)
-        first = number * UNITS_PER_PLAN_FILE
+        name, first = f"{UNITS}/{plan_name(number)}", number * UNITS_PER_PLAN_FILE
+        rows = _plan_rows(manifest.storage, name, found)
         expected = range(first, min(first + UNITS_PER_PLAN_FILE, record.units))
-        if rows is None or not _is_consistent(rows, expected, next_id, f"{UNITS}/{plan_name(number)}", violations):
+        if rows is None or not _is_consistent(rows, expected, next_id, name, violations):
             next_id = None
             continue
         units = list(_units_of(rows))
@@ -105,11 +106,12 @@ def check_plan(manifest: Manifest, record: JobRecord, violations: Violations) ->
         violations.add("plan", f"holds {next_id:,} images, job.json says {record.images:,}", file=UNITS)
 
 
-def _plan_rows(storage: Storage, name: str, violations: Violations) -> pa.Table | None:
+def _plan_rows(storage: Storage, name: str, found: Validation) -> pa.Table | None:
+    violations = found.violations
     try:
         data = storage.read(name)
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
-            rows, writer = parquet.read(), parquet.metadata.created_by
+            rows = parquet.read()
     except FileNotFoundError:
         violations.add("plan", "is missing", file=name)
         return None
@@ -119,22 +121,20 @@ def _plan_rows(storage: Storage, name: str, violations: Violations) -> pa.Table 
     if not rows.schema.equals(PLAN_SCHEMA):
         violations.add("plan", "has other columns than a plan", file=name)
         return None
-    check_rewritten(data, writer, plan_bytes(rows.cast(PLAN_SCHEMA)), "plan", name, violations)
+    check_rewritten(data, plan_bytes(rows.cast(PLAN_SCHEMA)), "plan", name, found)
     return rows
 
 
-def check_rewritten(data: bytes, writer: str, again: bytes, kind: str, name: str, violations: Violations) -> None:
+def check_rewritten(data: bytes, again: bytes, kind: str, name: str, found: Validation) -> None:
     """A file without a checksum must be what its rows are written as: page checksums don't cover all of its bytes.
 
-    Another version of Arrow may write the same rows in another way.
+    Another version of Arrow may write the same rows in another way; then it is only told that this was not compared.
     """
-    if data == again:
-        return
-    here = pq.ParquetFile(pa.BufferReader(again)).metadata.created_by
-    if writer == here:
-        violations.add(kind, "is not as it was written, though it can be read", file=name)
-    elif not writer.startswith("parquet-cpp-arrow version "):
-        violations.add(kind, f"says that {writer!r:.60} wrote it", file=name)
+    writer, here = (pq.ParquetFile(pa.BufferReader(one)).metadata.created_by for one in (data, again))
+    if writer != here:
+        found.leftovers.add("writer", f"is from {writer!r:.60}: its bytes can't be compared", file=name)
+    elif data != again:
+        found.violations.add(kind, "is not as it was written, though it can be read", file=name)
 
 
 def _is_consistent(rows: pa.Table, expected: range, next_id: int | None, name: str, violations: Violations) -> bool:
@@ -224,13 +224,18 @@ def check_failures(storage: Storage, record: JobRecord, committed: set[int], vio
         unit = unit_number(name)
         if unit is None or unit in committed:
             continue
-        try:
-            failure = orjson.loads(storage.read(f"{FAILURES}/{name}"))
-        except (orjson.JSONDecodeError, FileNotFoundError):
-            failure = None
-        if not _has_types(failure, FAILURE_TYPES) or failure["unit"] != unit or unit >= record.units:
+        if read_failure(storage, unit) is None or unit >= record.units:
             message = f"should hold {', '.join(FAILURE_TYPES)} of a planned unit"
             violations.add("failure", message, unit=unit, file=f"{FAILURES}/{name}")
+
+
+def read_failure(storage: Storage, unit: int) -> dict[str, Any] | None:
+    """What is said of a unit's failure; None where nothing is, or nothing of use."""
+    try:
+        failure = orjson.loads(storage.read(f"{FAILURES}/{unit_name(unit)}"))
+    except (orjson.JSONDecodeError, FileNotFoundError):
+        return None
+    return failure if _has_types(failure, FAILURE_TYPES) and failure["unit"] == unit else None
 
 
 def look_around(

@@ -72,19 +72,25 @@ def measure(runs: Runs) -> Measures:
 
 
 def overlaps(runs: Runs, rows: np.ndarray, layers: np.ndarray) -> np.ndarray:
-    """For each mask, another one of its layer that shares a pixel with it, or -1; only one of the two is told.
+    """For each mask, another one of its layer that shares a pixel with it, or -1; of each two, one is told.
 
     Args:
         runs: of N masks
-        rows: int64 (K,), numbers of masks without a fault, sorted by layer
-        layers: (K,), the layer of each
+        rows: int64 (K,), numbers of masks without a fault
+        layers: int64 (K,), the layer of each, from 0
 
     Returns:
         int64 (N,)
     """
     found = np.full(len(runs.heights), -1, np.int64)
-    ends = np.append(np.flatnonzero(layers[1:] != layers[:-1]) + 1, len(rows)) if len(rows) else np.zeros(0, np.int64)
-    _overlaps(runs.data, runs.offsets, rows.astype(np.int64), ends.astype(np.int64), found)
+    starts, stops, places = _runs_inside(runs.data, runs.offsets, rows.astype(np.int64))
+    first = layers[places] << 40  # an image has fewer pixels
+    order = np.argsort(first + starts, kind="stable")  # sorted piece by piece already
+    starts, stops, owners = (first + starts)[order], (first + stops)[order], rows[places[order]]
+    reach = np.maximum.accumulate(stops)
+    reached_by = np.maximum.accumulate(np.where(stops == reach, np.arange(len(stops)), 0))
+    shared = np.flatnonzero(starts[1:] < reach[:-1])
+    found[owners[shared + 1]] = owners[reached_by[shared]]
     return found
 
 
@@ -168,29 +174,14 @@ def _measure_one(data: np.ndarray, place: int, end: int, height: int, width: int
 
 
 @_compiled
-def _overlaps(data: np.ndarray, offsets: np.ndarray, rows: np.ndarray, ends: np.ndarray, found: np.ndarray) -> None:
-    begin = 0
-    for end in ends:
-        starts, stops, owners = _runs_inside(data, offsets, rows[begin:end])
-        reach = 0
-        reached_by = np.int64(-1)
-        for run in np.argsort(starts):
-            if starts[run] < reach and owners[run] != reached_by:
-                found[owners[run]] = reached_by
-            if stops[run] > reach:
-                reach, reached_by = stops[run], owners[run]
-        begin = end
-
-
-@_compiled
 def _runs_inside(data: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First pixel, pixel after the last, and row, of each run inside of some masks."""
+    """First pixel, pixel after the last, and place in `rows`, of each run inside of some masks."""
     most = 0
     for row in rows:
         most += (offsets[row + 1] - offsets[row]) // 2
-    starts, stops, owners = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    starts, stops, places = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
     count = 0
-    for row in rows:
+    for number, row in enumerate(rows):
         place, end = offsets[row], offsets[row + 1]
         position = run = before = last = 0
         while place < end:
@@ -198,9 +189,9 @@ def _runs_inside(data: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tup
             if run > 2:
                 length += before
             if run % 2 == 1 and length > 0:
-                starts[count], stops[count], owners[count] = position, position + length, row
+                starts[count], stops[count], places[count] = position, position + length, number
                 count += 1
             position += length
             before, last = last, length
             run += 1
-    return starts[:count], stops[:count], owners[:count]
+    return starts[:count], stops[:count], places[:count]

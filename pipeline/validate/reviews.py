@@ -10,38 +10,33 @@ from prelabel.pipeline.storage import Storage
 from prelabel.pipeline.validate.manifest import check_rewritten
 from prelabel.pipeline.validate.parts import read_rows
 from prelabel.pipeline.validate.rows import is_null, numbers
-from prelabel.pipeline.validate.violations import Violations, Wrong
+from prelabel.pipeline.validate.violations import Validation, Violations, Wrong
 from prelabel.pipeline.writer import to_parquet
 from prelabel.schemas.tables import ROWS_PER_IMAGE, VERDICTS
 
 
 class Reviewed:
-    """The annotations that reviews are about, to be looked for unit by unit.
+    """The annotations that reviews are about, to be looked for unit by unit."""
 
-    Attributes:
-        rows: how many reviews there are
-    """
-
-    def __init__(self, storage: Storage, images: int, metadata: dict[str, str], violations: Violations) -> None:
-        self.rows = 0
+    def __init__(self, storage: Storage, images: int, metadata: dict[str, str], found: Validation) -> None:
         self._seen: set[str] = set()
-        found = [np.zeros((0, 3), np.int64)]
+        abouts = [np.zeros((0, 3), np.int64)]
         self._files = [f"reviews/{name}" for name in storage.names("reviews") if name.endswith(".parquet")]
         for number, file in enumerate(self._files):
-            rows = self._read(storage, file, metadata, violations)
+            rows = self._read(storage, file, metadata, found)
             if rows is not None:
-                found.append(self._check(rows, number, images, violations))
-        about = np.concatenate(found)
+                found.rows["reviews"] += len(rows)
+                abouts.append(self._check(rows, number, images, found.violations))
+        about = np.concatenate(abouts)
         self._about = about[np.argsort(about[:, 0], kind="stable")]  # annotation_id, file, row
 
-    def _read(self, storage: Storage, file: str, metadata: dict[str, str], violations: Violations) -> pa.Table | None:
+    def _read(self, storage: Storage, file: str, metadata: dict[str, str], found: Validation) -> pa.Table | None:
         data = storage.read(file)
-        rows, wrong = read_rows(data, "reviews", metadata, None, file, violations)
+        rows, wrong = read_rows(data, "reviews", metadata, None, file, found.violations)
         if wrong is not None:
-            violations.add("review", wrong, file=file)
+            found.violations.add("review", wrong, file=file)
         if rows is not None:
-            writer = pa.parquet.ParquetFile(pa.BufferReader(data)).metadata.created_by
-            check_rewritten(data, writer, to_parquet(rows, metadata), "review", file, violations)
+            check_rewritten(data, to_parquet(rows, metadata), "review", file, found)
         return rows
 
     def _check(self, rows: pa.Table, number: int, images: int, violations: Violations) -> np.ndarray:
@@ -49,7 +44,7 @@ class Reviewed:
         about_object = ~is_null(rows["annotation_id"])
         verdicts = pc.is_in(rows["verdict"].cast(pa.string()), pa.array([*VERDICTS, None])).to_numpy()
         review_ids = rows["review_id"].to_pylist()
-        again = np.array([one in self._seen or review_ids.index(one) != k for k, one in enumerate(review_ids)], bool)
+        again = np.array([self._is_there_before(one) for one in review_ids], bool)
         planned = (image_ids >= 0) & (image_ids < images)
         elsewhere = about_object & (ids // ROWS_PER_IMAGE != image_ids)
         for wrong in (
@@ -59,10 +54,13 @@ class Reviewed:
             Wrong("review", again, lambda row: f"review_id {review_ids[row]} is there before"),
         ):
             violations.add_rows(wrong, None, self._files[number])
-        self._seen.update(review_ids)
-        self.rows += len(rows)
         some = np.flatnonzero(about_object & planned & ~elsewhere)
         return np.stack([ids[some], np.full(len(some), number), some], axis=1)
+
+    def _is_there_before(self, review_id: str) -> bool:
+        known = len(self._seen)
+        self._seen.add(review_id)
+        return len(self._seen) == known
 
     def check(self, image_ids: np.ndarray, annotations: pa.Table | None, violations: Violations) -> None:
         """Whether the annotations of a unit that reviews are about exist."""

@@ -393,8 +393,6 @@ def _check_overlaps(rows: pa.Table, masks: Masks) -> Iterator[Wrong]:
     models = rows["model"].cast(pa.string()).combine_chunks().dictionary_encode().indices.to_numpy()
     layers = np.stack([numbers(rows["image_id"]), np.where(semantic, models, -1)], axis=1)
     sound = np.flatnonzero(masks.sound)
-    order = sound[np.lexsort(layers[sound].T)]
-    changes = (np.diff(layers[order], axis=0) != 0).any(1)
-    layer = np.append(0, np.cumsum(changes))[: len(order)]
-    other = overlaps(masks.runs, order, layer)
+    layer = np.unique(layers[sound], axis=0, return_inverse=True)[1].reshape(-1)
+    other = overlaps(masks.runs, sound, layer)
     yield Wrong("overlap", other >= 0, lambda row: f"shares pixels with segment_id {ids[other[row]]}, row {other[row]}")

@@ -99,11 +99,13 @@ class Violations:
 
     def add_rows(self, wrong: Wrong, unit: int | None, file: str) -> None:
         """Counts all of the rows."""
+        if not len(wrong.rows):
+            return
         room = max(0, self.limit - self.counts[wrong.kind])
         for row in wrong.rows[:room].tolist():
             self.add(wrong.kind, wrong.say(row), unit=unit, file=file, row=row)
         self.counts[wrong.kind] += len(wrong.rows[room:])
-        if unit is not None and len(wrong.rows):
+        if unit is not None:
             self.units.add(unit)
 
     def merge(self, other: Violations) -> None:
