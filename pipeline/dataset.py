@@ -123,7 +123,7 @@ class LabelDataset:
 
     def select(
         self,
-        score_threshold: float | Mapping[str, float] = 0.0,
+        score_threshold: float | Mapping[str, float] | None = None,
         categories: Iterable[str] | None = None,
         where: str | None = None,
         limit: int | None = None,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +60,7 @@ class Selection:
     def __init__(
         self,
         dataset: LabelDataset,
-        score_threshold: float | Mapping[str, float] = 0.0,
+        score_threshold: float | Mapping[str, float] | None = None,
         categories: Iterable[str] | None = None,
         where: str | None = None,
         limit: int | None = None,
@@ -68,11 +69,12 @@ class Selection:
         self.url, self.record = dataset.url, dataset.record
         self.left_out: dict[str, int] = {}
         self._dataset, self._limit = dataset, limit
-        known, chosen = dataset.categories, None if categories is None else set(categories)
-        of_all = {} if isinstance(score_threshold, Mapping) else dict.fromkeys(known.names, score_threshold)
-        thresholds = score_threshold if isinstance(score_threshold, Mapping) else of_all
-        _check_names({*thresholds, *(chosen or ())}, known, self.url)
-        self.categories = CategorySet(one for one in known if chosen is None or one.name in chosen)
+        known, chosen = dataset.categories, set(dataset.categories.names if categories is None else categories)
+        lowest = score_threshold or {}
+        thresholds = lowest if isinstance(lowest, Mapping) else dict.fromkeys(known.names, lowest)
+        _check_names({*thresholds, *chosen}, known, self.url)
+        self.categories = CategorySet(one for one in known if one.name in chosen)
+        self._chooses = bool(thresholds) or len(self.categories) < len(known)
         # as scores are kept, so that an object of 0.7 passes 0.7
         self._lowest = pa.array([thresholds.get(one.name, -math.inf) for one in self.categories], pa.float32())
         self._connection = None if where is None else _connect_where(dataset, where)
@@ -93,15 +95,15 @@ class Selection:
         needed = [one for one in TABLES[name].names if one in {*columns, "image_id", key, "category_id", "score"}]
         self.left_out[name] = 0
         for batch in self._dataset.batches(name, needed):
-            within = batch.filter(pc.less_equal(batch["image_id"], last))
-            found = self._likely(within) if "category_id" in needed else within
+            within = batch if last == math.inf else batch.filter(pc.less_equal(batch["image_id"], last))
+            found = self._chosen(within) if self._chooses and "category_id" in needed else within
             found = found.filter(kept.among(found[key].to_numpy())) if kept else found
             self.left_out[name] += within.num_rows - found.num_rows
             yield found.select(columns)
             if within.num_rows < batch.num_rows:
                 break
 
-    def _likely(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _chosen(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of the categories, with the scores asked for; what has no score has passed the model's own."""
         place = pc.index_in(batch["category_id"], pa.array(self.categories.ids, pa.int32()))
         passes = pc.greater_equal(batch["score"], pc.take(self._lowest, place))
@@ -110,14 +112,12 @@ class Selection:
     @cached_property
     def _last_image(self) -> float:
         """The image_id of the last image, where their number is limited."""
-        left = math.inf if self._limit is None else self._limit
-        if left < math.inf:
-            for batch in self._batches("images", ["image_id", "status"], math.inf):
-                ok = batch.filter(pc.equal(batch["status"].cast(pa.string()), "ok"))["image_id"]
-                if len(ok) >= left:
-                    return float(ok[int(left) - 1].as_py())
-                left -= len(ok)
-        return math.inf
+        if self._limit is None:
+            return math.inf
+        batches = self._batches("images", ["image_id", "status"], math.inf)
+        ok = (batch.filter(pc.equal(batch["status"].cast(pa.string()), "ok"))["image_id"] for batch in batches)
+        image_ids = (image_id for some in ok for image_id in some.to_pylist())
+        return next(islice(image_ids, self._limit - 1, None), math.inf) if self._limit > 0 else -1
 
     def _ids(self, key: str) -> Iterator[np.ndarray]:
         from prelabel.pipeline.query import ask, batches_of
@@ -129,7 +129,7 @@ class Selection:
 
 
 class SortedIds:
-    """Ids that come in ascending order, a piece at a time: no more are held than those that are asked of need."""
+    """Ids that come in ascending order, a piece at a time: no more are held than their askers need."""
 
     def __init__(self, pieces: Iterator[np.ndarray]) -> None:
         self._pieces = pieces

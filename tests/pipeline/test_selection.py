@@ -126,7 +126,7 @@ def expected(dataset: LabelDataset, thresholds: dict[str, float], categories: An
             objects.add(annotation_id)
             if row["status"] == "ok" and image_id not in ok:
                 ok.append(image_id)
-    last = ok[limit - 1] if limit and len(ok) >= limit else IMAGES
+    last = IMAGES if limit is None or len(ok) < limit else ok[limit - 1] if limit else -1
 
     def wanted(row: Row) -> bool:
         low = row["score"] is not None and row["score"] < np.float32(thresholds.get(row["category"], -1))
@@ -152,7 +152,7 @@ def test_selection_is_what_plain_python_finds(
     for _ in range(3):
         thresholds = {name: chance.random() for name in ("leaf", "ball") if chance.random() < 0.5}
         categories = chance.choice([None, None, ["leaf"], ["ball", "leaf"]])
-        limit = chance.choice([None, None, 1, 4, 500])
+        limit = chance.choice([None, None, 0, 1, 4, 500])
         selection = labels.select(thresholds, categories, where, limit)
         for name, found in expected(labels, thresholds, categories, where, limit).items():
             assert [row for batch in selection.batches(name) for row in batch.to_pylist()] == found
