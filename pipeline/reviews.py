@@ -33,8 +33,8 @@ class Review:
     note: str | None = None
 
 
-def write_reviews(dataset: LabelDataset, reviewer: str, reviews: Sequence[Review]) -> pa.Table:
-    """Adds a part to the reviews table, and returns its rows: whatever others write at the same time stays.
+def write_reviews(dataset: LabelDataset, reviewer: str, reviews: Sequence[Review]) -> tuple[str, pa.Table]:
+    """Adds a part to the reviews table, and returns its name and rows; what others write at the same time stays.
 
     Raises:
         JobError: nothing can be written there.
@@ -46,6 +46,7 @@ def write_reviews(dataset: LabelDataset, reviewer: str, reviews: Sequence[Review
     categories = dataset.categories.to_json()
     table = pa.Table.from_pylist(rows, schema=REVIEWS)
     data = to_parquet(table, file_metadata(dataset.record.fingerprint, categories))
+    part = f"reviews/part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
     with reaching(f"write to {dataset.url}"):
-        dataset.storage.put(f"reviews/part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet", data)
-    return table
+        dataset.storage.put(part, data)
+    return part, table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import secrets
 import socket
@@ -10,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from types import FrameType
 
 import uvicorn
@@ -73,9 +73,11 @@ def serve(review: Review, place: Place, ready: Callable[[str], object]) -> None:
         UserError: the port is taken, or the host is not this machine.
     """
     listening = _listen(place)
-    token = None if _is_loopback(listening) else secrets.token_urlsafe(24)
+    address = ip_address(listening.getsockname()[0].partition("%")[0])
+    token = None if address.is_loopback else secrets.token_urlsafe(24)
+    host = socket.gethostname() if address.is_unspecified else place.host
     config = uvicorn.Config(
-        app_of(review, token),
+        app_of(review, token, host),
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -86,7 +88,7 @@ def serve(review: Review, place: Place, ready: Callable[[str], object]) -> None:
     stopped = threading.Event()
     threading.Thread(target=_keep_up, args=[review, stopped], daemon=True).start()
     try:
-        ready(_url(place.host, listening, token))
+        ready(_url(host, listening.getsockname()[1], token))
         _Server(config, review).run(sockets=[listening])
     except KeyboardInterrupt:
         pass
@@ -129,10 +131,6 @@ def _listen(place: Place) -> socket.socket:
     raise UserError(f"can't listen on {place.host} port {ports[-1]}: {reason.strerror}; choose another --port")
 
 
-def _is_loopback(listening: socket.socket) -> bool:
-    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
-
-
-def _url(host: str, listening: socket.socket, token: str | None) -> str:
+def _url(host: str, port: int, token: str | None) -> str:
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{listening.getsockname()[1]}/{f'?token={token}' if token else ''}"
+    return f"http://{name}:{port}/{f'?token={token}' if token else ''}"

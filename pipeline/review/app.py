@@ -205,8 +205,8 @@ def _told(_: Request, error: Exception) -> Response:
     return _json({"error": str(error)}, 410 if isinstance(error, SourceError) else 400)
 
 
-def app_of(review: Review, token: str | None) -> Starlette:
-    """The application; a token is needed where others can reach it."""
+def app_of(review: Review, token: str | None = None, host: str = "localhost") -> Starlette:
+    """The application; a token is needed where others can reach it, else it is reached by the name of `host`."""
     answers = {
         "/api/job": job,
         "/api/images": images,
@@ -222,6 +222,6 @@ def app_of(review: Review, token: str | None) -> Starlette:
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     errors = dict.fromkeys((HTTPException, ValidationError, PrelabelError), _told)
-    app = Starlette(routes=routes, middleware=[Middleware(Guard, token=token)], exception_handlers=errors)
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, token=token, host=host)], exception_handlers=errors)
     app.state.review = review
     return app

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -68,17 +70,18 @@ class TruthBeside(Beside):
 
     def _mask(self, segmentation: Any, size: tuple[int, int]) -> Row:
         """Compressed runs of COCO's polygons or runs; no mask where there is none, or it makes no sense."""
-        height, width = size
-        try:
-            if not segmentation or not 0 < height * width <= self._most_pixels:
-                return {"size": None, "counts": None}
-            if isinstance(segmentation, dict):
-                return Rle.from_coco(segmentation).to_coco()
-            polygons = [np.clip(np.asarray(one, float), 0, max(size)).tolist() for one in segmentation]
-            merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-            return {"size": [height, width], "counts": merged["counts"].decode()}
-        except (UserError, ValueError, TypeError, KeyError, OverflowError):
-            return {"size": None, "counts": None}
+        with suppress(UserError, ValueError, TypeError, LookupError, OverflowError):
+            runs = Rle.from_coco(segmentation) if isinstance(segmentation, dict) else self._filled(segmentation, size)
+            if 0 < math.prod(runs.size) <= self._most_pixels:
+                return runs.to_coco()
+        return {"size": None, "counts": None}
+
+    def _filled(self, polygons: Any, size: tuple[int, int]) -> Rle:
+        if not 0 < math.prod(size) <= self._most_pixels:
+            raise ValueError(size)
+        corners = [np.clip(np.asarray(one, float), 0, max(size)).tolist() for one in polygons]
+        mask = coco_mask.merge(coco_mask.frPyObjects([one for one in corners if len(one) >= 6], *size))
+        return Rle(size, mask["counts"].decode())
 
 
 class OtherJob(Beside):

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ORDERS = {
     "id": "image_id",
-    "highest": "highest DESC NULLS LAST, image_id",
-    "lowest": "lowest NULLS LAST, image_id",
+    "highest": "scored.highest DESC NULLS LAST, image_id",
+    "lowest": "scored.lowest NULLS LAST, image_id",
     "objects": "num_annotations DESC, image_id",
     "fewest": "num_annotations, image_id",
 }
@@ -22,12 +22,14 @@ CONDITIONS = {
     "min_height": "height >= $min_height",
     "max_height": "height <= $max_height",
     "text": "contains(lower(key), lower($text))",
+    "verdict": "coalesce((SELECT verdict FROM image_verdicts WHERE of_image = image_id), 'none') = $verdict",
 }
 OBJECTS = {
     "category": "list_contains($category, category_id)",
     "min_score": "score >= $min_score",
     "max_score": "score <= $max_score",
 }
+BEST_AND_WORST = "SELECT image_id, max(score) AS highest, min(score) AS lowest FROM indexed_objects"
 Size = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -73,23 +75,13 @@ class Filter(BaseModel):
 
     def to_sql(self) -> tuple[str, dict[str, Any]]:
         """A SELECT of image_id over `indexed_images` and `indexed_objects`, without `sql`, and its parameters."""
-        values = self.model_dump(exclude_none=True, exclude={"sql", "order"})
-        values["category"] = list(self.category)
-        if not self.category:
-            del values["category"]
-        objects = [OBJECTS[name] for name in values if name in OBJECTS]
-        where = [CONDITIONS[name] for name in values if name in CONDITIONS]
-        if self.verdict == "none":
-            where.append("image_id NOT IN (SELECT image_id FROM image_verdicts)")
-            del values["verdict"]
-        elif self.verdict:
-            where.append("image_id IN (SELECT image_id FROM image_verdicts WHERE verdict = $verdict)")
-        source = "indexed_images"
+        values = self.model_dump(exclude_defaults=True, exclude={"sql", "order"})
+        if self.category:
+            values["category"] = list(self.category)
+        objects = " AND ".join(OBJECTS[name] for name in values if name in OBJECTS)
+        images = " AND ".join(CONDITIONS[name] for name in values if name in CONDITIONS)
+        source = "indexed_images AS scored"
         if objects:
-            source = (
-                "(SELECT * EXCLUDE (highest, lowest) FROM indexed_images) JOIN (SELECT image_id, max(score) AS highest,"
-                f" min(score) AS lowest FROM indexed_objects WHERE {' AND '.join(objects)} GROUP BY image_id)"
-                " USING (image_id)"
-            )
-        condition = f" WHERE {' AND '.join(where)}" if where else ""
-        return f"SELECT image_id FROM {source}{condition} ORDER BY {ORDERS[self.order]}", values
+            scored = f"{BEST_AND_WORST} WHERE {objects} GROUP BY image_id"
+            source = f"indexed_images JOIN ({scored}) AS scored USING (image_id)"
+        return f"SELECT image_id FROM {source} WHERE {images or 'true'} ORDER BY {ORDERS[self.order]}", values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+from contextlib import suppress
+from ipaddress import ip_address
 from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -10,7 +12,6 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 COOKIE = "prelabel-token"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -24,9 +25,9 @@ HEADERS = {
 class Guard:
     """ASGI middleware: refuses other sites' pages, and who has no token where one is needed."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        """With a token, only those who have it are answered; without, only by a name of this machine's loopback."""
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, token: str | None, host: str) -> None:
+        """With a token, only those who have it are answered; without, only by `host` or another name of loopback."""
+        self._app, self._token, self._host = app, token, host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or passes the request on; each answer gets HEADERS."""
@@ -42,9 +43,10 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, request: HTTPConnection, method: str) -> Response | None:
-        if self._token is None and request.url.hostname not in LOOPBACK:  # a name of another site that leads here
-            return _refused("ask by the name localhost", 400)
-        if self._token is not None:
+        if self._token is None:
+            if not _is_loopback(request.headers.get("host", ""), self._host):  # a name of another site that leads here
+                return _refused("ask by the name localhost", 400)
+        else:
             if _equal(request.query_params.get("token"), self._token):
                 return self._welcome(request)
             if not _equal(request.cookies.get(COOKIE), self._token):
@@ -59,6 +61,13 @@ class Guard:
         answer = RedirectResponse(f"{request.url.path}{'?' * bool(rest)}{rest}", 303)
         answer.set_cookie(COOKIE, self._token or "", httponly=True, samesite="strict")
         return answer
+
+
+def _is_loopback(header: str, host: str) -> bool:
+    with suppress(ValueError):
+        name = urlsplit(f"//{header}").hostname or ""
+        return name in ("localhost", host.lower()) or ip_address(name).is_loopback
+    return False
 
 
 def _is_of_the_page(request: HTTPConnection) -> bool:

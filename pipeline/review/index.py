@@ -10,7 +10,7 @@ import numpy as np
 
 from prelabel.pipeline.query.connection import ask, wait
 from prelabel.pipeline.review.database import Database
-from prelabel.pipeline.review.filters import Filter
+from prelabel.pipeline.review.filters import BEST_AND_WORST, Filter
 from prelabel.pipeline.review.units import Units
 from prelabel.pipeline.review.verdicts import Verdicts
 from prelabel.pipeline.selection import ROWS_WHERE
@@ -19,14 +19,13 @@ from prelabel.schemas.errors import JobError, PrelabelError
 ANSWERS_KEPT = 16
 PATIENCE = 60.0
 """Seconds that a filter waits for the index."""
+OF_A_PAGE = "image_id, key, width, height, status, error_code, num_annotations"
 INDEX = [
     "CREATE TABLE indexed_objects AS SELECT image_id::INTEGER AS image_id, category_id, score FROM annotations",
-    """CREATE TABLE indexed_images AS SELECT image_id, key, width, height, status, error_code, num_annotations, highest,
-    lowest FROM images LEFT JOIN (SELECT image_id, max(score) AS highest, min(score) AS lowest FROM indexed_objects
-    GROUP BY image_id) USING (image_id) ORDER BY image_id""",
+    f"""CREATE TABLE indexed_images AS SELECT {OF_A_PAGE}, highest, lowest
+    FROM images LEFT JOIN ({BEST_AND_WORST} GROUP BY image_id) USING (image_id) ORDER BY image_id""",
     "INSERT INTO indexed_objects SELECT image_id, category_id, score FROM segments",
 ]
-OF_A_PAGE = ["image_id", "key", "width", "height", "status", "error_code", "num_annotations"]
 
 
 class Index:
@@ -89,12 +88,12 @@ class Index:
         return [by_id[image_id] for image_id in image_ids.tolist()]
 
     def _from_index(self, image_ids: np.ndarray) -> list[dict[str, Any]]:
-        columns, among = ", ".join([*OF_A_PAGE, "highest"]), ", ".join(map(str, image_ids.tolist()))
-        return self._database.rows(f"SELECT {columns} FROM indexed_images WHERE image_id IN ({among or 'NULL'})")
+        among = ", ".join(map(str, image_ids.tolist())) or "NULL"
+        return self._database.rows(f"SELECT {OF_A_PAGE}, highest FROM indexed_images WHERE image_id IN ({among})")
 
     def _from_parts(self, image_ids: np.ndarray) -> list[dict[str, Any]]:
         scores = self._units.rows("annotations", image_ids, ["image_id", "score"]).group_by("image_id")
         best = scores.aggregate([("score", "max")])
         highest = dict(zip(best["image_id"].to_pylist(), best["score_max"].to_pylist(), strict=True))
-        rows = self._units.rows("images", image_ids, OF_A_PAGE).to_pylist()
+        rows = self._units.rows("images", image_ids, OF_A_PAGE.split(", ")).to_pylist()
         return [row | {"highest": highest.get(row["image_id"])} for row in rows]

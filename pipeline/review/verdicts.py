@@ -24,20 +24,20 @@ IN_MEMORY = """
 CREATE TABLE said AS FROM reviews LIMIT 0;
 DROP VIEW reviews;
 ALTER TABLE said RENAME TO reviews;
-CREATE TABLE image_verdicts AS SELECT image_id, verdict FROM reviews;
+CREATE TABLE image_verdicts AS SELECT image_id AS of_image, verdict FROM reviews;
 """
 """The view `verdicts` reads a table that can grow, in place of the parts that there were at first."""
 ADD = f"""
 BEGIN;
 INSERT INTO reviews FROM arriving ANTI JOIN reviews USING (review_id);
-DELETE FROM image_verdicts WHERE image_id IN (SELECT image_id FROM arriving);
+DELETE FROM image_verdicts WHERE of_image IN (SELECT image_id FROM arriving);
 INSERT INTO image_verdicts
 WITH reviews AS (FROM main.reviews SEMI JOIN arriving USING (image_id)), verdicts AS ({LAST_VERDICTS})
 SELECT image_id, arg_max(verdict, (reviewed_at, review_id)) AS said FROM verdicts
 WHERE annotation_id IS NULL AND verdict IS NOT NULL GROUP BY image_id;
 COMMIT;
 """
-"""Own reviews come a second time, as a part that was written since."""
+"""A part may be found while it is being written, and so come twice."""
 COLUMNS = "annotation_id, verdict, note, reviewer, reviewed_at"
 
 
@@ -83,12 +83,12 @@ class Verdicts:
         """
         new = [name for name in self._dataset.parts("reviews") if name not in self._parts]
         if new:
-            self._add(_read(self._dataset, new))
-            self._parts.update(new)
+            self._add(_read(self._dataset, new), new)
 
-    def _add(self, reviews: pa.Table) -> None:
+    def _add(self, reviews: pa.Table, parts: list[str]) -> None:
         with self._adding:
             self._database.execute(ADD, arriving=reviews)
+            self._parts.update(parts)
             self.version += 1
 
     def write(self, reviewer: str, posted: Posted) -> None:
@@ -101,7 +101,8 @@ class Verdicts:
         self._check(posted.reviews)
         if posted.reviews:
             rows = [Review(one.image_id, one.annotation_id, one.verdict, one.note) for one in posted.reviews]
-            self._add(write_reviews(self._dataset, reviewer, rows))
+            part, written = write_reviews(self._dataset, reviewer, rows)
+            self._add(written, [part])
 
     def _check(self, reviews: list[Said]) -> None:
         images = np.array([said.image_id for said in reviews], np.int64)
@@ -122,13 +123,13 @@ class Verdicts:
     def of_images(self, image_ids: np.ndarray) -> dict[int, str]:
         """The last word on each image as a whole, by anyone, where there is one."""
         among = ", ".join(map(str, image_ids.tolist())) or "NULL"
-        rows = self._database.rows(f"SELECT image_id, verdict FROM image_verdicts WHERE image_id IN ({among})")
-        return {row["image_id"]: row["verdict"] for row in rows}
+        rows = self._database.rows(f"FROM image_verdicts WHERE of_image IN ({among})")
+        return {row["of_image"]: row["verdict"] for row in rows}
 
     def progress(self) -> dict[str, int]:
         """How many of the committed images have each verdict, or none."""
-        found = self._database.columns("SELECT image_id, verdict FROM image_verdicts")
-        said = Counter(found["verdict"][self._units.contain(found["image_id"])])
+        found = self._database.columns("FROM image_verdicts")
+        said = Counter(found["verdict"][self._units.contain(found["of_image"])])
         return {verdict: said[verdict] for verdict in VERDICTS} | {"none": self._units.images - said.total()}
 
 

@@ -409,6 +409,7 @@ def test_other_sites_are_refused(client: TestClient) -> None:
     assert client.get("/api/job", headers={"Host": "evil.example"}).status_code == 400
     assert client.get("/api/job", headers={"Host": "127.0.0.1:8000"}).status_code == 200
     assert client.get("/api/job", headers={"Host": "[::1]:8000"}).status_code == 200
+    assert client.get("/api/job", headers={"Host": "["}).status_code == 400
     body = {"reviews": []}
     for headers in ({"X-Prelabel": "0"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
         assert client.post("/api/verdicts", json=body, headers=headers).status_code == 403
