@@ -32,10 +32,10 @@ def tips(*encodings: Spec) -> list[Spec]:
     return [{key: one[key] for key in ("field", "type", "title", "format") if key in one} for one in encodings]
 
 
-def histogram(rows: Sequence[Row], x: Spec, y: Spec, to: str = "to") -> Spec:
-    """Bars from `x` to the field `to`."""
-    ends = quantity(to, f"{x['title']}, to", **({"format": x["format"]} if "format" in x else {}))
-    encoding = {"x": x, "x2": {"field": to}, "y": y, "y2": {"datum": 0}, "tooltip": tips(x, ends, y)}
+def histogram(rows: Sequence[Row], x: Spec, y: Spec) -> Spec:
+    """Bars from the field of `x` to that of its `to`."""
+    ends = x | {"field": x["to"], "title": f"{x['title']}, to"}
+    encoding = _ranged("x", x) | {"y": y, "y2": {"datum": 0}, "tooltip": tips(x, ends, y)}
     return _spec(rows, {"type": "rect", "stroke": "#808080", "strokeWidth": 0.4}, encoding)
 
 
@@ -49,28 +49,27 @@ def bars(rows: Sequence[Row], x: Spec, y: Spec, more: Sequence[Spec] = ()) -> Sp
 def heat_map(
     rows: Sequence[Row], x: Spec, y: Spec, value: Spec, height: int = HEIGHT, tell: Sequence[Spec] = ()
 ) -> Spec:
-    """Cells at `x` and `y`, from one edge to the other where they have an `to`, more opaque for more."""
-    encoding: Spec = {"x": x, "y": y, "tooltip": tips(*(tell or (x, y)), value)}
-    for side in ("x", "y"):
-        if "to" in encoding[side]:
-            encoding[f"{side}2"] = {"field": encoding[side]["to"]}
-            encoding[side] = {key: one for key, one in encoding[side].items() if key != "to"}
-    encoding["opacity"] = value | {
-        "scale": {"type": "sqrt", "range": [0.06, 1], "domainMin": 0},
-        "legend": {"tickCount": 4, "symbolType": "square"},
-    }
+    """Cells at `x` and `y`, up to the fields of their `to`, more opaque for more; `tell` is told at the pointer."""
+    scale = {"type": "sqrt", "range": [0.06, 1], "domainMin": 0}
+    opacity = value | {"scale": scale, "legend": {"tickCount": 4, "symbolType": "square"}}
+    tooltip = tips(*(tell or (x, y)), value)
+    encoding = _ranged("x", x) | _ranged("y", y) | {"opacity": opacity, "tooltip": tooltip}
     return _spec(rows, {"type": "rect"}, encoding, height)
 
 
-def lines(rows: Sequence[Row], x: Spec, y: Spec, more: Sequence[Spec] = (), diagonal: bool = False) -> Spec:
-    """Points joined by a line; with the diagonal, on which they ought to be."""
-    drawn = _spec(rows, {"type": "line", "point": True}, {"x": x, "y": y, "tooltip": tips(x, y, *more)})
-    if not diagonal:
-        return drawn
-    ideal = {"data": {"values": [{"x": 0, "y": 0}, {"x": 1, "y": 1}]}, "mark": {"type": "line", "strokeDash": [4, 4]}}
+def against_diagonal(rows: Sequence[Row], x: Spec, y: Spec, more: Sequence[Spec] = ()) -> Spec:
+    """Points from 0 to 1, joined by a line, and the dashed line on which they ought to be."""
+    ideal = _spec([{"x": 0, "y": 0}, {"x": 1, "y": 1}], {"type": "line", "strokeDash": [4, 4]}, {})
     ideal["encoding"] = {"x": quantity("x", ""), "y": quantity("y", ""), "color": {"value": "currentColor"}}
-    layers = [ideal, {key: drawn[key] for key in ("mark", "encoding")}]
-    return {"data": drawn["data"], "layer": layers, "width": "container", "height": HEIGHT}
+    real = _spec(rows, {"type": "line", "point": True}, {"x": x, "y": y, "tooltip": tips(x, y, *more)})
+    layers = [{key: one[key] for key in ("data", "mark", "encoding")} for one in (real, ideal)]
+    return {"layer": layers, "width": "container", "height": HEIGHT}
+
+
+def _ranged(side: str, encoding: Spec) -> Spec:
+    """An encoding's channel, and the one for its other end."""
+    own = {key: one for key, one in encoding.items() if key != "to"}
+    return {side: own} | ({f"{side}2": {"field": encoding["to"]}} if "to" in encoding else {})
 
 
 def _spec(rows: Sequence[Row], mark: Spec, encoding: Spec, height: int = HEIGHT) -> Spec:

@@ -71,7 +71,7 @@ FROM annotations WHERE list_contains({ids}, category_id) GROUP BY image_id
 """
 TOGETHER_IN = "SELECT found, count(*) AS images FROM present GROUP BY found"
 SEGMENTS = """
-SELECT kind, category_id, count(*) AS segments, sum(area)::BIGINT AS area, count(DISTINCT image_id) AS images
+SELECT kind, category_id, count(*) AS segments, sum(area)::BIGINT AS area
 FROM segments GROUP BY ALL ORDER BY kind, area DESC, category_id
 """
 LABELS = """

@@ -106,7 +106,7 @@ def _over_time(commits: Sequence[Commit]) -> Chart:
         row = {"since": 1000 * since, "to": 1000 * until, "rate": images / (until - since), "images": images}
         rows.append(row | {"from": _told(since), "until": _told(until)})
         since = until
-    time = {"field": "since", "type": "temporal", "title": "time (UTC)", "scale": {"type": "utc"}}
+    time = {"field": "since", "type": "temporal", "title": "time (UTC)", "scale": {"type": "utc"}, "to": "to"}
     rate = quantity("rate", "images per second", format=",.3~g")
     spec = charts.histogram(rows, time, rate)
     tips = charts.tips(name("from", "from"), name("until", "until"), rate, quantity("images", "images"))

@@ -28,6 +28,7 @@ from prelabel.pipeline.report.figures import (
 
 Names = Mapping[int, str]
 FAILED_UNITS = 50
+SCORE = quantity("bin", "score", scale={"domain": [0, 1]}, format=".2f", to="bin to")
 
 
 def failure_section(dataset: LabelDataset, figures: Figures) -> Section:
@@ -94,39 +95,32 @@ def _counts(rows: Sequence[Row], rest: int, more: int) -> Chart:
     )
 
 
-def _edges(one: int) -> Row:
-    return {"score": one / SCORE_BINS, "to": (one + 1) / SCORE_BINS}
-
-
-SCORE = quantity("score", "score", scale={"domain": [0, 1]}, format=".2f")
-
-
 def _scores(found: Sequence[Row]) -> Chart:
     totals = [sum(row["objects"] for row in found if row["bin"] == one) for one in range(SCORE_BINS)]
-    rows = [_edges(one) | {"objects": total} for one, total in enumerate(totals)]
-    spec = charts.histogram(rows, SCORE, quantity("objects", "objects"))
-    return Chart(
-        "Scores", "How many objects have which score; a good threshold is often where the bars are lowest.", spec
-    )
+    rows = [{"bin": one, "objects": total} for one, total in enumerate(totals)]
+    spec = charts.histogram(_parts(rows, SCORE_BINS, "bin"), SCORE, quantity("objects", "objects"))
+    says = "How many objects have which score; a good threshold is often where the bars are lowest."
+    return Chart("Scores", says, spec)
 
 
 def _scores_by_category(found: Sequence[Row], top: Sequence[Row]) -> Chart:
     known = {row["id"]: row for row in top}
+    own = [(row, known[row["category_id"]]) for row in found if row["category_id"] in known]
     rows = [
-        {"category": known[row["category_id"]]["category"], "objects": row["objects"]}
-        | _edges(row["bin"])
-        | {"share": row["objects"] / known[row["category_id"]]["objects"]}
-        for row in found
-        if row["category_id"] in known
+        {
+            "category": of["category"],
+            "bin": row["bin"],
+            "objects": row["objects"],
+            "share": row["objects"] / of["objects"],
+        }
+        for row, of in own
     ]
     y = name("category", "category", [row["category"] for row in top])
     share, objects = quantity("share", "share of the category's objects", format=".0%"), quantity("objects", "objects")
-    spec = charts.heat_map(rows, SCORE | {"to": "to"}, y, share, charts.CELL * len(top), [y, SCORE, objects])
-    return Chart(
-        "Scores by category",
-        "Which share of a category's objects has which score: the stronger the colour, the more.",
-        spec,
-    )
+    cells = _parts(rows, SCORE_BINS, "bin")
+    spec = charts.heat_map(cells, SCORE, y, share, charts.CELL * len(top), [y, SCORE, objects])
+    says = "Which share of a category's objects has which score: the stronger the colour, the more."
+    return Chart("Scores by category", says, spec)
 
 
 def _together(images: Any, names: Sequence[str]) -> Chart:
@@ -156,69 +150,70 @@ def box_section(figures: Figures, table: str) -> Section | None:
     found = figures.boxes(table)
     if not found["place"]:
         return None
-    side = quantity("side", "√(width · height), pixels", scale=LOGARITHM, format=",.3~g")
-    aspect = quantity("aspect", "width : height", scale=LOGARITHM, format=".3~g")
-    objects = quantity("objects", "boxes")
-    cells = [
-        {
-            "x": row["column"] / GRID,
-            "x to": (row["column"] + 1) / GRID,
-            "y": row["row"] / GRID,
-            "objects": row["objects"],
-        }
-        | {"y to": (row["row"] + 1) / GRID}
-        for row in found["place"]
+    side = quantity("side", "√(width · height), pixels", scale=LOGARITHM, format=",.3~g", to="side to")
+    aspect = quantity("aspect", "width : height", scale=LOGARITHM, format=".3~g", to="aspect to")
+    across, down = (
+        quantity(field, title, scale=scale, format=".0%", axis={"format": "%"}, to=f"{field} to")
+        for field, title, scale in (
+            ("column", "across the image", {"domain": [0, 1]}),
+            ("row", "down the image", {"domain": [0, 1], "reverse": True}),
+        )
+    )
+    boxes = quantity("objects", "boxes")
+    drawn = [
+        (
+            "Box sizes",
+            f"Boxes in {table} by the side of a square of their area; the scale doubles.",
+            charts.histogram(_octaves(found["side"], "side"), side, boxes),
+        ),
+        (
+            "Aspect ratios",
+            "Boxes right of 1 are wider than high; the scale doubles.",
+            charts.histogram(_octaves(found["aspect"], "aspect"), aspect, boxes),
+        ),
+        (
+            "Where they are",
+            "Centres of the boxes, relative to their images: the stronger the colour, the more.",
+            charts.heat_map(_parts(found["place"], GRID, "column", "row"), across, down, boxes, 300),
+        ),
     ]
-    x = quantity("x", "across the image", scale={"domain": [0, 1]}, format=".0%", axis={"format": "%"}, to="x to")
-    y = quantity(
-        "y", "down the image", scale={"domain": [0, 1], "reverse": True}, format=".0%", axis={"format": "%"}, to="y to"
-    )
-    what = "objects'" if table == "annotations" else "regions'"
-    return Section(
-        "boxes",
-        "Boxes",
-        [
-            Chart(
-                "Box sizes",
-                f"The {what} boxes by the side of a square of their area; the scale doubles.",
-                charts.histogram(_octaves(found["side"], "side"), side, objects),
-            ),
-            Chart(
-                "Aspect ratios",
-                "Boxes right of 1 are wider than high; the scale doubles.",
-                charts.histogram(_octaves(found["aspect"], "aspect"), aspect, objects),
-            ),
-            Chart(
-                "Where they are",
-                "Centres of the boxes, relative to their images: the stronger the colour, the more.",
-                charts.heat_map(cells, x, y, objects, 300),
-            ),
-        ],
-    )
+    return Section("boxes", "Boxes", [Chart(*one) for one in drawn])
 
 
-def _octaves(rows: Sequence[Row], *sides: str) -> list[Row]:
-    """Rows with the bins of these sides by their edges, from `side` to `to` (of the second, `to height`)."""
-    edges = [
-        {side: 2 ** ((row[side] - 0.5) / OCTAVE) for side in sides}
-        | {end: 2 ** ((row[side] + 0.5) / OCTAVE) for side, end in zip(sides, ("to", "to height"), strict=False)}
+def _parts(rows: Sequence[Row], parts: int, *fields: str) -> list[Row]:
+    """Rows with numbers of equal parts of 0 to 1 as their edges, from `field` to `field to`."""
+    return [
+        row
+        | {field: row[field] / parts for field in fields}
+        | {f"{field} to": (row[field] + 1) / parts for field in fields}
         for row in rows
     ]
-    counts = [{key: row[key] for key in ("objects", "images") if key in row} for row in rows]
-    return [count | edge for count, edge in zip(counts, edges, strict=True)]
+
+
+def _octaves(rows: Sequence[Row], *fields: str) -> list[Row]:
+    """Rows with rounded logarithms as the edges of what is rounded so, from `field` to `field to`."""
+    return [
+        row
+        | {
+            name: 2 ** ((row[one] + half) / OCTAVE)
+            for one in fields
+            for name, half in ((one, -0.5), (f"{one} to", 0.5))
+        }
+        for row in rows
+    ]
 
 
 def image_section(figures: Figures, has_objects: bool) -> Section:
     """How large the images are, and how much is in them."""
     blocks: list[Block] = []
     if has_objects and (counts := figures.rows(PER_IMAGE)):
-        rows = [row | {"to": row["objects"] + row["step"]} for row in counts]
-        objects = quantity("objects", "objects in an image", axis={"tickMinStep": 1})
+        rows = [row | {"end": row["objects"] + row["step"]} for row in counts]
+        objects = quantity("objects", "objects in an image", axis={"tickMinStep": 1}, to="end")
         spec = charts.histogram(rows, objects, quantity("images", "images"))
         blocks.append(Chart("Objects per image", "How many images hold how many objects; at 0, those without.", spec))
     if sizes := figures.sizes():
-        x = quantity("width", "width, pixels", scale=LOGARITHM, to="to", format=",.3~g")
-        y = quantity("height", "height, pixels", scale=LOGARITHM, to="to height", format=",.3~g")
+        x = quantity("width", "width, pixels", scale=LOGARITHM, to="width to", format=",.3~g")
+        y = quantity("height", "height, pixels", scale=LOGARITHM, to="height to", format=",.3~g")
         spec = charts.heat_map(_octaves(sizes, "width", "height"), x, y, quantity("images", "images"))
         blocks.append(Chart("Image sizes", "Images by width and height, upright; the scales double.", spec))
     common = [[f"{row['width']:,} × {row['height']:,}", row["images"]] for row in figures.rows(COMMON_SIZES)]
@@ -243,8 +238,8 @@ def segment_section(figures: Figures, names: Names, pixels: int) -> Section | No
         spec = charts.bars([*rows, *others], share, name("category", "category"), [quantity("segments", "segments")])
         says = f"How much of all pixels {kind} segments cover; the {TOP} largest categories, the rest summed."
         blocks.append(Chart(f"Area of {kind} segments", says, spec))
-        cells = [[row["category"], row["segments"], row["images"], 100 * row["share"]] for row in rows]
-        head = ("category", "segments", "images", "% of all pixels")
+        cells = [[row["category"], row["segments"], 100 * row["share"]] for row in rows]
+        head = ("category", "segments", "% of all pixels")
         tables.append(Table(f"{kind.capitalize()} segments, in numbers", head, cells, True))
     return Section("segments", "Segments", blocks + tables) if blocks else None
 

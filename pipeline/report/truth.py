@@ -57,7 +57,8 @@ def _headlines(found: Evaluation) -> Iterator[Table]:
     """A table for the kinds that have the same metrics."""
     for metrics in dict.fromkeys(tuple(one) for one in found.values()):
         rows = [[kind, *map(_figure, one.values())] for kind, one in found.items() if tuple(one) == metrics]
-        yield Table("Headline figures, from 0 to 1 (–: nothing counts)", ("of", *metrics), rows)
+        kinds = " and ".join(str(row[0]) for row in rows)
+        yield Table(f"Headline figures of {kinds}, from 0 to 1 (–: nothing counts)", ("of", *metrics), rows)
 
 
 def _by_category(kind: str, table: Mapping[str, Mapping[str, float]]) -> Table:
@@ -73,12 +74,11 @@ def _by_category(kind: str, table: Mapping[str, Mapping[str, float]]) -> Table:
 def _reliability(found: Detections) -> Chart:
     rows = [vars(one) | {"range": f"{one.low:.1f}–{one.high:.1f}"} for one in found.overall.bins if one.count]
     unit = {"domain": [0, 1]}
-    spec = charts.lines(
+    spec = charts.against_diagonal(
         rows,
         quantity("score", "mean score of a bin", scale=unit, format=".3f"),
         quantity("precision", "precision", scale=unit, format=".3f"),
         [name("range", "scores"), quantity("count", "objects")],
-        diagonal=True,
     )
     says = (
         f"How many objects with a score are right: a partner with an IoU of 0.5 or more of their {found.matched_by}. "
