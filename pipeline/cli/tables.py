@@ -89,7 +89,8 @@ def export(
 def query(url: str, sql: str, format_name: str | None, to: str | None, rows: int) -> int:
     """Answer a question in SQL, by DuckDB over the committed rows.
 
-    There are the tables images, annotations, segments and proposals. The question reads them and nothing else.
+    There are the tables images, annotations, segments, proposals and reviews, and verdicts: what each reviewer said
+    last. The question reads them and nothing else.
 
     \b
     Examples:
