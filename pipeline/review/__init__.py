@@ -127,8 +127,8 @@ def _listen(place: Place) -> socket.socket:
         except socket.gaierror as error:
             raise UserError(f"--host {place.host} is no name or address of this machine: {error.strerror}") from error
         except OSError as error:
-            reason = error
-    raise UserError(f"can't listen on {place.host} port {ports[-1]}: {reason.strerror}; choose another --port")
+            reason = str(error.strerror).partition(" (while ")[0]
+    raise UserError(f"can't listen on {place.host} port {ports[-1]}: {reason}; choose another --port or --host")
 
 
 def _url(host: str, port: int, token: str | None) -> str:

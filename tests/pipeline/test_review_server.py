@@ -480,7 +480,9 @@ def test_a_taken_port_is_told_in_a_line(dataset: LabelDataset) -> None:
         command = [sys.executable, "-c", PRELABEL, "review", dataset.url, "--port", str(taken.getsockname()[1])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert re.fullmatch(r"prelabel: can't listen on 127\.0\.0\.1 port \d+: .* choose another --port\n", done.stderr)
+    assert re.fullmatch(
+        r"prelabel: can't listen on 127\.0\.0\.1 port \d+: .* choose another --port or --host\n", done.stderr
+    )
 
 
 def test_a_panoptic_truth_is_refused(dataset: LabelDataset, tmp_path: Path) -> None:
