@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from prelabel.pipeline.lock import LOCK, holder
@@ -29,6 +28,7 @@ from prelabel.pipeline.manifest import (
 )
 from prelabel.pipeline.plan import PLAN_SCHEMA
 from prelabel.pipeline.storage import TEMPORARY, Storage
+from prelabel.pipeline.validate.parts import DamagedParquetError, read_parquet
 from prelabel.pipeline.validate.violations import Validation, Violations
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import JobError, PrelabelError, one_line
@@ -110,13 +110,12 @@ def _plan_rows(storage: Storage, name: str, found: Validation) -> pa.Table | Non
     violations = found.violations
     try:
         data = storage.read(name)
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
-            rows = parquet.read()
+        rows = read_parquet(data).rows
     except FileNotFoundError:
         violations.add("plan", "is missing", file=name)
         return None
-    except (OSError, pa.ArrowException) as error:
-        violations.add("plan", f"can't be read: {one_line(error)}", file=name)
+    except DamagedParquetError as error:
+        violations.add("plan", str(error), file=name)
         return None
     if not rows.schema.equals(PLAN_SCHEMA):
         violations.add("plan", "has other columns than a plan", file=name)
@@ -130,10 +129,12 @@ def check_rewritten(data: bytes, again: bytes, kind: str, name: str, found: Vali
 
     Another version of Arrow may write the same rows in another way; then it is only told that this was not compared.
     """
-    writer, here = (pq.ParquetFile(pa.BufferReader(one)).metadata.created_by for one in (data, again))
+    if data == again:
+        return
+    writer, here = read_parquet(data).writer, read_parquet(again).writer
     if writer != here:
         found.leftovers.add("writer", f"is from {writer!r:.60}: its bytes can't be compared", file=name)
-    elif data != again:
+    else:
         found.violations.add(kind, "is not as it was written, though it can be read", file=name)
 
 

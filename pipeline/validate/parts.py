@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +13,31 @@ from prelabel.pipeline.storage import Storage, patiently
 from prelabel.pipeline.validate.violations import Violations
 from prelabel.schemas.errors import one_line
 from prelabel.schemas.tables import TABLES
+
+
+class DamagedParquetError(Exception):
+    """Says in one line why a file can't be read."""
+
+
+class Parquet(NamedTuple):
+    """A file's rows, the key-value metadata that it carries, and who wrote it."""
+
+    rows: pa.Table
+    metadata: dict[bytes, bytes]
+    writer: str
+
+
+def read_parquet(data: bytes) -> Parquet:
+    """A whole file, page checksums verified.
+
+    Raises:
+        DamagedParquetError: in whatever way Arrow puts that.
+    """
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            return Parquet(parquet.read(), parquet.metadata.metadata or {}, parquet.metadata.created_by)
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: of a name that is no UTF-8
+        raise DamagedParquetError(f"can't be read: {one_line(error)}") from error
 
 
 def check_size(storage: Storage, unit: int, part: dict[str, Any], violations: Violations) -> None:
@@ -59,17 +84,16 @@ def read_rows(
 ) -> tuple[pa.Table | None, str | None]:
     """The rows of a Parquet file, page checksums verified; or None, and why they can't be read or are of no use."""
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
-            rows, carried = parquet.read(), parquet.metadata.metadata or {}
-    except (OSError, pa.ArrowException) as error:
-        return None, f"can't be read: {one_line(error)}"
+        read = read_parquet(data)
+    except DamagedParquetError as error:
+        return None, str(error)
     for key, value in metadata.items():
-        if carried.get(key.encode()) != value.encode():
+        if read.metadata.get(key.encode()) != value.encode():
             violations.add("schema", f"its {key} is not the job's", unit=unit, file=file)
-    if not rows.schema.equals(TABLES[table]):
+    if not read.rows.schema.equals(TABLES[table]):
         violations.add("schema", f"has other columns than {table}", unit=unit, file=file)
         return None, None
-    return rows, None
+    return read.rows, None
 
 
 def counts_of(tables: dict[str, pa.Table]) -> dict[str, Any]:

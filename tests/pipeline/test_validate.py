@@ -318,7 +318,7 @@ def test_every_bit_counts(made: Made, storage: Storage) -> None:
         storage.put(name, damaged)
         found = validate(OUTPUT)
         told = {one.file for one in (*found.violations.kept, *found.leftovers.kept)}
-        if name not in told:
+        if name not in told and not any(f"{unit:08d}" in name for unit in found.violations.units):
             assert means_the_same(name, data, damaged), f"{name}: {damaged!r}"
             passed += 1
         storage.put(name, data)
