@@ -208,7 +208,12 @@ class Meter:
             event("unit_failed", "unit {unit} failed with {error}: {reason}".format(**facts), logging.WARNING, **facts)
         self.told = len(failures)
 
-    def end(self) -> None:
-        """The wave is over; the next one goes on from there."""
-        self.begun = replace(self.latest, done=self.begun.done + self.wave_images)
+    def end(self, committed: int, failed_units: int) -> None:
+        """The wave is over, and the manifest has told what it came to; the next one goes on from there."""
+        self.begun = replace(
+            self.latest,
+            done=self.begun.done + self.wave_images,
+            committed=committed,
+            failed_units=self.begun.failed_units + failed_units,
+        )
         self.reporter(self.begun)

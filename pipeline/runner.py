@@ -321,8 +321,9 @@ class _Labeling:
             self.lock.check()
             raise
         self.lock.check()
-        meter.end()
-        failed = {unit.number for unit in wave} - self.manifest.committed()
+        committed = self.manifest.committed()
+        failed = {unit.number for unit in wave} - committed
+        meter.end(len(committed), len(failed))
         if failed:
             logger.debug("%s", "\n".join(errors))
             attempts = self._attempts()

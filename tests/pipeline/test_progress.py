@@ -64,7 +64,7 @@ def test_waves_add_up_and_images_that_were_worked_twice_count_once() -> None:
     for tally in (Tally(25, 2, units=2, workers=1), Tally(10, 1, units=1, workers=1)):
         meter.begin(20 if tally.images == 25 else 10)
         meter(tally)
-        meter.end()
+        meter.end(2 if tally.images == 25 else 3, 0)
     assert [one.done for one in seen] == [0, 20, 20, 20, 30, 30]
     assert (seen[-1].failed, seen[-1].committed, seen[-1].is_over) == (3, 3, True)
 

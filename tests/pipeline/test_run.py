@@ -77,7 +77,7 @@ def test_a_job_from_images_to_tables(tmp_path: Path) -> None:
     assert (summary.images, summary.labeled, summary.units, summary.committed) == (20, 20, 4, 4)
     assert summary.exit_code == 0
     end = seen[-1]
-    assert (end.phase, end.done, end.total, end.failed, end.workers, end.wanted) == ("label", 20, 20, 0, 1, 1)
+    assert (end.phase, end.done, end.total, end.failed, end.wanted) == ("label", 20, 20, 0, 1)
     assert (end.committed, end.units) == (4, 4)
     assert {one.phase for one in seen} == {"start", "plan", "label"}
     assert set(summary.timings) == {"read", "decode", "wait", f"predict {CHANNELS['model']}", "rows", "write"}
