@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -259,7 +260,11 @@ def look_around(
     for name in storage.names(TEMPORARY):
         leftovers.add("temporary", "is what a write left that was cut short", file=f"{TEMPORARY}/{name}")
     _look_at_tables(storage, record, committed, violations, leftovers)
-    if holder(storage) is None and storage.exists(LOCK):
+    runner = holder(storage)
+    if runner is not None and runner.get("pid") != os.getpid():
+        message = f"process {runner.get('pid')} on {runner.get('host')} is at work: what it writes now is not looked at"
+        leftovers.add("lock", message, file=LOCK)
+    elif runner is None and storage.exists(LOCK):
         leftovers.add("lock", "is of a runner that is gone", file=LOCK)
 
 
@@ -269,8 +274,9 @@ def _look_at_tables(
     for table in TABLES:
         planned = record.units if table in record.tables else 0
         for name in storage.names(table):
-            unit = unit_number(name.removeprefix("part-").replace(".parquet", ".json"))
-            is_planned = unit is not None and unit < planned and name == part_name(unit)
+            digits = name.removeprefix("part-").removesuffix(".parquet")
+            unit = int(digits) if digits.isdecimal() else -1
+            is_planned = 0 <= unit < planned and name == part_name(unit)
             if (is_planned and unit in committed) or (table == "reviews" and name.endswith(".parquet")):
                 continue
             if is_planned:

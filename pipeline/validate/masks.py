@@ -23,6 +23,9 @@ FAULTS = {
     TOO_SHORT: "the runs are fewer pixels than height times width",
 }
 
+BYTES_AT_ONCE = 2**20
+"""Of the strings whose runs are compared with each other; those of a layer are not parted."""
+
 
 class Runs(NamedTuple):
     """The run-length strings of N masks.
@@ -83,15 +86,26 @@ def overlaps(runs: Runs, rows: np.ndarray, layers: np.ndarray) -> np.ndarray:
         int64 (N,)
     """
     found = np.full(len(runs.heights), -1, np.int64)
-    starts, stops, places = _runs_inside(runs.data, runs.offsets, rows.astype(np.int64))
+    order = np.argsort(layers, kind="stable")
+    rows, layers = rows[order].astype(np.int64), layers[order]
+    sizes = np.cumsum((runs.offsets[1:] - runs.offsets[:-1])[rows])
+    begins = np.flatnonzero(np.append(True, layers[1:] != layers[:-1])[: len(rows)])
+    cuts = begins[1:][np.diff((sizes - sizes[:1])[begins] // BYTES_AT_ONCE) > 0]
+    for some, layer in zip(np.split(rows, cuts), np.split(layers, cuts), strict=True):
+        _find_overlaps(runs, some, layer, found)
+    return found
+
+
+def _find_overlaps(runs: Runs, rows: np.ndarray, layers: np.ndarray, found: np.ndarray) -> None:
+    starts, stops, places = _runs_inside(runs.data, runs.offsets, rows)
     first = layers[places] << 40  # an image has fewer pixels
     order = np.argsort(first + starts, kind="stable")  # sorted piece by piece already
     starts, stops, owners = (first + starts)[order], (first + stops)[order], rows[places[order]]
     reach = np.maximum.accumulate(stops)
-    reached_by = np.maximum.accumulate(np.where(stops == reach, np.arange(len(stops)), 0))
     shared = np.flatnonzero(starts[1:] < reach[:-1])
-    found[owners[shared + 1]] = owners[reached_by[shared]]
-    return found
+    if len(shared):
+        reached_by = np.maximum.accumulate(np.where(stops == reach, np.arange(len(stops)), 0))
+        found[owners[shared + 1]] = owners[reached_by[shared]]
 
 
 def _compiled(function: Function) -> Function:

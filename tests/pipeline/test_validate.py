@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click import UsageError
+from click.testing import CliRunner
 from jobs import files_of, pending, write_images
 from whole import OUTPUT, Made, clear, restore
 
+from prelabel.pipeline.cli.checking import validate as command
 from prelabel.pipeline.dataset import open_dataset
 from prelabel.pipeline.lock import Lock
 from prelabel.pipeline.manifest import COMMITS, FAILURES, JOB, UNITS, Manifest, checksum, plan_bytes, to_json, unit_name
 from prelabel.pipeline.plan import PLAN_SCHEMA
 from prelabel.pipeline.reviews import Review, write_reviews
 from prelabel.pipeline.storage import TEMPORARY, Storage
-from prelabel.pipeline.validate import Validation, validate
+from prelabel.pipeline.validate import PROMISES, Validation, validate
 from prelabel.pipeline.writer import to_parquet
 from prelabel.schemas.errors import JobError
 from prelabel.schemas.tables import part_name
@@ -362,3 +368,28 @@ def test_of_many_violations_some_are_named_and_all_are_counted(made: Made) -> No
     assert len(found.violations.kept) == 2
     assert "… and 4 more like that (score)" in list(found.lines(1))
     assert found.violations.units == {0, 1}
+
+
+# The command
+
+
+def test_the_command_tells_people_and_programs(storage: Storage) -> None:
+    run = partial(CliRunner().invoke, command, standalone_mode=False)
+    assert run([OUTPUT]).return_value == 0
+    storage.put("segments/part-00000001.parquet", b"")
+    storage.put("images/two\nlines.txt", b"")
+    told = run([OUTPUT, "--show", "1"])
+    assert told.return_value == 3
+    assert "unit 1: segments/part-00000001.parquet: has 0 bytes, its commit says" in told.stderr
+    assert "images/two\\nlines.txt: is no part of the job" in told.stderr
+    as_json = run([OUTPUT, "--json", "--units", ":2", "--quick"])
+    found = json.loads(as_json.stdout)
+    assert (found["proven"], found["checked"], found["damaged_units"]) == (False, 2, [1])
+    assert {one["kind"] for one in found["violations"]} == {"part", "stray"}
+    with pytest.raises(UsageError, match="is not A:B"):
+        run([OUTPUT, "--units", "2:1"], catch_exceptions=False)
+
+
+def test_the_page_names_every_promise() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "validate.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(PROMISES)
