@@ -21,7 +21,7 @@ from prelabel.schemas.errors import JobError, UserError, one_line
 from prelabel.schemas.tables import TABLES
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 IDS = {"images": "image_id", "annotations": "annotation_id", "segments": "image_id", "proposals": "image_id"}
 """Table -> what its rows are selected by, and in the order of."""
@@ -149,17 +149,28 @@ class SortedIds:
         return np.isin(ids, self._held)
 
 
-def _connect_where(dataset: LabelDataset, where: str) -> DuckDBPyConnection:
-    """DuckDB with a table of the ids that a condition keeps: worked out once, since it may be one of chance."""
+def rows_where(connection: DuckDBPyConnection, where: str) -> DuckDBPyRelation:
+    """The image_id and annotation_id of the rows of ROWS_WHERE for which a condition holds.
+
+    Raises:
+        UserError: it is no single expression, or doesn't fit the tables.
+    """
     import duckdb
 
-    from prelabel.pipeline.query.connection import ask, connect, wait
+    from prelabel.pipeline.query.connection import ask, wait
+
+    wait(connection, lambda: duckdb.SQLExpression(where))  # no more than one: nothing goes on behind a bracket
+    return ask(connection, ROWS_WHERE.replace("{where}", where))
+
+
+def _connect_where(dataset: LabelDataset, where: str) -> DuckDBPyConnection:
+    """DuckDB with a table of the ids that a condition keeps: worked out once, since it may be one of chance."""
+    from prelabel.pipeline.query.connection import connect, wait
 
     connection = connect(dataset)
     try:
-        wait(connection, lambda: duckdb.SQLExpression(where))  # no more than one: nothing goes on behind a bracket
-        answer = ask(connection, ROWS_WHERE.replace("{where}", where))
-        wait(connection, lambda: answer.create("kept"))
+        found = rows_where(connection, where)
+        wait(connection, lambda: found.create("kept"))
     except UserError as error:
         reason = str(error).removeprefix("the query can't be answered: ")
         raise UserError(f"can't select where {one_line(where)!r:.99}: {reason}") from error

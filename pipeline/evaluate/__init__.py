@@ -23,11 +23,11 @@ from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate.figures import Evaluation
 from prelabel.pipeline.evaluate.objects import measure_objects
 from prelabel.pipeline.evaluate.segments import measure_segments
-from prelabel.pipeline.evaluate.truth import read_truth
+from prelabel.pipeline.evaluate.truth import Truth, read_truth
 from prelabel.schemas.errors import UserError
 
 
-def evaluate(dataset: LabelDataset, truth: str, confusion_score: float | None = None) -> Evaluation:
+def evaluate(dataset: LabelDataset, truth: str | Truth, confusion_score: float | None = None) -> Evaluation:
     """Measures all that the job and the truth have in common.
 
     Against COCO's instances or keypoints (Lin et al. 2014, as pycocotools has them): AP and AR of "boxes", of "masks"
@@ -37,8 +37,8 @@ def evaluate(dataset: LabelDataset, truth: str, confusion_score: float | None = 
 
     Args:
         dataset: the labels
-        truth: URL of the document; its images are matched by file name, its categories by name, or by id where it
-            has no name in common with the job
+        truth: URL of the document, or what `read_truth` has read of it; its images are matched by file name, its
+            categories by name, or by id where it has no name in common with the job
         confusion_score: objects below it are left out of the confusion matrix; by default the threshold of the best
             F1 over all categories, or 0.5 where nothing is right
 
@@ -46,14 +46,14 @@ def evaluate(dataset: LabelDataset, truth: str, confusion_score: float | None = 
         UserError: the truth is no such document, none of its images was labeled, it can't be told which, those
             have nothing that counts, or the job has no labels of that kind.
     """
-    expected = read_truth(truth, dataset)
+    expected = read_truth(truth, dataset) if isinstance(truth, str) else truth
     if expected.is_panoptic:
         found = measure_segments(dataset, expected)
     else:
         found = measure_objects(dataset, expected, confusion_score)
     if all(value == -1 for metrics in found.values() for value in metrics.values()):
         raise UserError(
-            f"there is nothing to measure: {truth} has no objects in the {len(expected.images)} images of it that were "
-            "labeled, or none that counts: check its annotations' image_id, category_id, area and iscrowd"
+            f"there is nothing to measure: {expected.url} has no objects in the {len(expected.images)} images of it "
+            "that were labeled, or none that counts: check its annotations' image_id, category_id, area and iscrowd"
         )
     return found

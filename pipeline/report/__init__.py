@@ -7,7 +7,7 @@ from contextlib import closing
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate import evaluate
-from prelabel.pipeline.evaluate.truth import read_truth
+from prelabel.pipeline.evaluate.truth import Truth, read_truth
 from prelabel.pipeline.report.blocks import Cell, Section, short_names, shown
 from prelabel.pipeline.report.choices import Choices, Drawn
 from prelabel.pipeline.report.figures import Figures, Row
@@ -68,9 +68,10 @@ def _page(dataset: LabelDataset, figures: Figures, truth: str | None, pictures: 
         short_names({one.id: one.name for one in dataset.categories}),
         dataset.record.tables,
     )
+    expected = read_truth(truth, dataset) if truth else None
     sections = [
-        truth_section(evaluate(dataset, truth)) if truth else None,
-        _gallery(dataset, figures, truth, names, pictures),
+        truth_section(evaluate(dataset, expected)) if expected else None,
+        _gallery(dataset, figures, expected, names, pictures),
         category_section(figures, names) if "annotations" in tables else None,
         next((box_section(figures, table) for table in ("annotations", "proposals") if table in tables), None),
         image_section(figures, "annotations" in tables),
@@ -87,16 +88,15 @@ def _page(dataset: LabelDataset, figures: Figures, truth: str | None, pictures: 
 def _gallery(
     dataset: LabelDataset,
     figures: Figures,
-    truth: str | None,
+    truth: Truth | None,
     names: Mapping[int, str],
     pictures: tuple[int, float, int],
 ) -> Section | None:
     count, threshold, seed = pictures
     drawn = Drawn.of(dataset, threshold)
     choices = Choices(figures, drawn, count)
-    expected = read_truth(truth, dataset) if truth and drawn and drawn.kind == "annotations" else None
-    if expected and not expected.is_panoptic:
-        f1, failed = f1_by_image(dataset, expected, threshold), figures.failed()
+    if truth and not truth.is_panoptic and drawn and drawn.kind == "annotations":
+        f1, failed = f1_by_image(dataset, truth, threshold), figures.failed()
         choices.by_truth({image: one for image, one in f1.items() if image not in failed})
     else:
         choices.by_score()

@@ -36,7 +36,9 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.setdefault("Cache-Control", "no-cache")  # a page of one version has scripts of no other
             await send(message)
 
         answer = self._refusal(HTTPConnection(scope), scope["method"]) or self._app
@@ -58,7 +60,7 @@ class Guard:
     def _welcome(self, request: HTTPConnection) -> Response:
         """Keeps the token in a cookie, and takes it out of the address that people copy."""
         rest = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "token"])
-        answer = RedirectResponse(f"{request.url.path}{'?' * bool(rest)}{rest}", 303)
+        answer = RedirectResponse(f"/{request.url.path.lstrip('/')}{'?' * bool(rest)}{rest}", 303)
         answer.set_cookie(COOKIE, self._token or "", httponly=True, samesite="strict")
         return answer
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from prelabel.pipeline.query.connection import ask, wait
+from prelabel.pipeline.query.connection import wait
 from prelabel.pipeline.review.database import Database
 from prelabel.pipeline.review.filters import BEST_AND_WORST, Filter
 from prelabel.pipeline.review.units import Units
 from prelabel.pipeline.review.verdicts import Verdicts
-from prelabel.pipeline.selection import ROWS_WHERE
+from prelabel.pipeline.selection import rows_where
 from prelabel.schemas.errors import JobError, PrelabelError
 
 ANSWERS_KEPT = 16
@@ -71,11 +71,8 @@ class Index:
 
     def _selected(self, where: str) -> np.ndarray:
         """The images that `prelabel export --where` takes."""
-        import duckdb
-
         with self._database.cursor() as cursor:
-            wait(cursor, lambda: duckdb.SQLExpression(where))  # it is one: nothing goes on behind a bracket
-            rows = ask(cursor, ROWS_WHERE.replace("{where}", where))
+            rows = rows_where(cursor, where)
             found: np.ndarray = wait(cursor, rows.project("image_id").distinct().fetchnumpy)["image_id"]
         return found
 
