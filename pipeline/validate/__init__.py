@@ -33,6 +33,7 @@ from prelabel.pipeline.validate.rows import (
     check_counts,
     check_image_ids,
     check_images,
+    check_instances,
     check_proposals,
     check_segments,
 )
@@ -43,6 +44,7 @@ from prelabel.schemas.tables import file_metadata
 
 __all__ = ["PROMISES", "Validation", "Violation", "validate"]
 
+CHECKS = {"annotations": check_annotations, "segments": check_segments, "proposals": check_proposals}
 THREADS = min(8, os.cpu_count() or 1)
 Progress = Callable[[int, int], object]
 
@@ -72,7 +74,8 @@ def validate(
     began = time.monotonic()
     manifest = Manifest(Storage(url))
     found = Validation(manifest.storage.url, Violations(limit), Violations(limit), quick=quick)
-    record = check_job(manifest, found.violations)
+    with reaching(f"read {found.url}"):
+        record = check_job(manifest, found.violations)
     if record is not None:
         with reaching(f"read or write {found.url}"), Lock(manifest.storage) if fix else nullcontext():
             _Reading(manifest, record, found, progress).read(units)
@@ -174,7 +177,7 @@ class _Reading:
             counts = counts | {"failed": said.get("failed")}
         if said != counts:
             number = int(str(commit["unit"]))
-            message = f"counts {said}, and there are {counts}"
+            message = f"counts {said!s:.200}, and there are {counts}"
             unit.violations.add("commit", message, unit=number, file=f"{COMMITS}/{unit_name(number)}")
 
     def _check_rows(
@@ -192,9 +195,8 @@ class _Reading:
         if annotations is not None or "annotations" not in parts:
             tell("images", *check_counts(annotations, images))
             self.reviewed.check(planned.image_ids, annotations, unit.violations)
-        if annotations is not None:
-            tell("annotations", *check_annotations(annotations, images, self.vocabulary))
-        if "segments" in tables:
-            tell("segments", *check_segments(tables["segments"], images, self.vocabulary, annotations))
-        if "proposals" in tables:
-            tell("proposals", *check_proposals(tables["proposals"], images, self.vocabulary))
+            if "segments" in tables:
+                tell("segments", *check_instances(tables["segments"], annotations))
+        for name, check in CHECKS.items():
+            if name in tables:
+                tell(name, *check(tables[name], images, self.vocabulary))

@@ -341,9 +341,7 @@ def check_proposals(rows: pa.Table, images: Images, vocabulary: Vocabulary) -> I
     yield from _check_boxes(rows, images, vocabulary)
 
 
-def check_segments(
-    rows: pa.Table, images: Images, vocabulary: Vocabulary, annotations: pa.Table | None
-) -> Iterator[Wrong]:
+def check_segments(rows: pa.Table, images: Images, vocabulary: Vocabulary) -> Iterator[Wrong]:
     """Rows of segments."""
     yield from _check_images_of(rows, images)
     yield from _check_score(numbers(rows["score"], 0.0))
@@ -351,7 +349,6 @@ def check_segments(
     yield from _check_things(rows, vocabulary)
     yield from _check_model(rows, vocabulary)
     yield from _check_segment_ids(rows)
-    yield from _check_instances(rows, annotations)
     masks, wrong = masks_of(rows, images)
     yield from wrong
     yield from _check_areas(rows, masks)
@@ -380,7 +377,8 @@ def _check_segment_ids(rows: pa.Table) -> Iterator[Wrong]:
     yield Wrong("segment", ~kinds, lambda row: f"kind {rows['kind'][row].as_py()!r}")
 
 
-def _check_instances(rows: pa.Table, annotations: pa.Table | None) -> Iterator[Wrong]:
+def check_instances(rows: pa.Table, annotations: pa.Table | None) -> Iterator[Wrong]:
+    """Rows of segments: the annotations that they came from are those of their images."""
     named, ids = ~is_null(rows["annotation_id"]), numbers(rows["annotation_id"], -1)
     existing = np.zeros(0, np.int64) if annotations is None else numbers(annotations["annotation_id"])
     found = np.isin(ids, existing) & (ids // ROWS_PER_IMAGE == numbers(rows["image_id"]))

@@ -184,15 +184,19 @@ class Validation:
         yield from (f"harmless: {line}" for line in self.leftovers.lines(show))
         rows = ", ".join(f"{count:,} {table}" for table, count in self.rows.items())
         looked = "sizes and commits" if self.quick else f"{rows}, {self.masks:,} masks"
-        result = "proven" if self.is_proven else f"{self.violations.counts.total():,} violations"
-        yield f"{self.url}: {result}: {looked} in {self.checked:,} of {self.committed:,} committed units"
+        result = "proven:" if self.is_proven else f"{_some(self.violations.counts.total(), 'violation')} in"
+        yield f"{self.url}: {result} {looked} of {self.checked:,} of {self.committed:,} committed units"
         resume = f"prelabel resume {shlex.quote(self.url)}"
         damaged = self.violations.units
         if self.fixed:
-            yield f"{len(self.fixed):,} units were sent back to work: go on with {resume}"
+            yield f"sent {_some(len(self.fixed), 'unit')} back to work: go on with {resume}"
         elif damaged:
-            yield f"{len(damaged):,} units are damaged: send them back to work with the option --fix"
+            yield f"{_some(len(damaged), 'damaged unit')}: the option --fix sends such back to work"
         if self.committed < self.units and not self.fixed:
             yield f"{self.units - self.committed:,} of {self.units:,} units are not committed: go on with {resume}"
         if any(one.unit is None for one in self.violations.kept):
             yield "what is of no unit can't be worked again: put those files back from a copy, or remove what is stray"
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

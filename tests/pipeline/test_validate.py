@@ -17,7 +17,7 @@ import pytest
 from click import UsageError
 from click.testing import CliRunner
 from jobs import files_of, pending, write_images
-from whole import OUTPUT, Made, clear, restore
+from whole import OUTPUT, Made, clear, edit, restore
 
 from prelabel.pipeline.cli.checking import validate as command
 from prelabel.pipeline.dataset import open_dataset
@@ -47,13 +47,6 @@ def storage(made: Made) -> Iterator[Storage]:
     restore(made.files)
     yield Storage(OUTPUT)
     clear()
-
-
-def edit(storage: Storage, name: str, change: Callable[[Any], object]) -> None:
-    """Changes a JSON file."""
-    content = json.loads(storage.read(name))
-    change(content)
-    storage.put(name, to_json(content))
 
 
 def kinds(found: Validation) -> set[str]:
@@ -212,6 +205,12 @@ def test_page_checksums_tell_damage_before_the_commit_was_written(storage: Stora
     found = validate(OUTPUT)
     assert kinds(found) == {"part"}
     assert "can't be read" in found.violations.kept[0].message
+
+
+def test_a_lost_part_is_named_and_nothing_that_follows_from_it(storage: Storage) -> None:
+    storage.delete("annotations/part-00000000.parquet")
+    found = validate(OUTPUT)
+    assert found.violations.counts == {"part": 1}
 
 
 def test_missing_parts_are_named_also_by_a_quick_look(storage: Storage) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 from fsspec.implementations.memory import MemoryFileSystem
@@ -10,7 +12,7 @@ from jobs import CATEGORIES, files_of, image_row, job_of, record_of, ring
 from labels import POSED, Row, rows_of_everything, segment_row
 
 from prelabel.pipeline.dataset import open_dataset
-from prelabel.pipeline.manifest import Manifest
+from prelabel.pipeline.manifest import Manifest, to_json
 from prelabel.pipeline.plan import plan_units
 from prelabel.pipeline.reviews import Review, write_reviews
 from prelabel.pipeline.sources.base import Unit
@@ -88,3 +90,10 @@ def restore(files: dict[str, bytes]) -> None:
     clear()
     for name, data in files.items():
         Storage(OUTPUT).put(name.lstrip("/"), data)
+
+
+def edit(storage: Storage, name: str, change: Callable[[Any], object]) -> None:
+    """Changes a JSON file."""
+    content = json.loads(storage.read(name))
+    change(content)
+    storage.put(name, to_json(content))
