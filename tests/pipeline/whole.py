@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -97,3 +98,11 @@ def edit(storage: Storage, name: str, change: Callable[[Any], object]) -> None:
     content = json.loads(storage.read(name))
     change(content)
     storage.put(name, to_json(content))
+
+
+def damage(data: bytes, chance: random.Random) -> bytes:
+    """The bytes cut off, or with one bit flipped."""
+    if chance.random() < 0.1:
+        return data[: chance.randrange(len(data))]
+    place = chance.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
