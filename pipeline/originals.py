@@ -35,8 +35,8 @@ class Originals:
         Raises:
             SourceError: it is gone, or not the one that was labeled.
         """
-        unit = _alone(self._unit(image["unit"]), image["image_id"])
         try:
+            unit = _alone(self._unit(image["unit"]), image["image_id"])
             found = source_of_kind(unit.shard.kind, unit.shard.uri, self._options).read(unit)
         except OSError as error:
             raise SourceError(f"{image['key']} can't be read for now: {error}") from error

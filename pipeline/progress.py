@@ -67,7 +67,7 @@ class Progress:
     """How far a job is; None is what is not known.
 
     Attributes:
-        phase: "start", "plan", "label", "calibrate" or "export"
+        phase: one of `PHASES`
         done, total: images, or what `of` says
         failed: images of this run
         committed, units: of the whole job
@@ -185,6 +185,7 @@ class Meter:
     def __call__(self, tally: Tally) -> None:
         """The wave has come to this so far; images that were worked twice count once."""
         begun, images = self.begun, min(tally.images, self.wave_images)
+        workers = min(tally.workers, begun.wanted or tally.workers)  # one may have come in another's place
         if not images:
             self.pace = Pace()  # whatever the models need to get ready is no rate
         self._tell_failures(tally.failures)
@@ -195,10 +196,10 @@ class Meter:
             failed=begun.failed + tally.failed,
             committed=None if begun.committed is None else begun.committed + tally.units,
             failed_units=begun.failed_units + len(tally.failures),
-            workers=tally.workers,
+            workers=workers,
             restarts=begun.restarts + tally.restarts,
             rate=rate,
-            busy=None if busy is None or not tally.workers else min(1.0, busy / tally.workers),
+            busy=None if busy is None or not workers else min(1.0, busy / workers),
         )
         self.reporter(self.latest)
 

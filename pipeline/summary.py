@@ -11,9 +11,11 @@ from typing import Any
 
 from prelabel.pipeline.lock import BEAT_SECONDS, BEATS_TO_WAIT, holder
 from prelabel.pipeline.manifest import Manifest
-from prelabel.pipeline.storage import Storage
+from prelabel.pipeline.storage import Storage, reaching
 from prelabel.schemas.job import JobRecord
 
+BESIDE = ("read", "decode", "write")
+"""Timings of what goes on beside a worker; the others are its own."""
 RECENT = timedelta(minutes=10)
 """Before the last commit: what a job's rate is told from."""
 
@@ -129,16 +131,17 @@ class Watch:
         self._counts: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._timings: defaultdict[str, float] = defaultdict(float)
-        self._committed: list[tuple[datetime, int]] = []
+        self._committed: list[tuple[datetime, int, float]] = []
 
     def look(self, seconds: float = 0.0) -> Summary:
-        """What the job has come to by now; `seconds` is how long a run took."""
-        committed = self.manifest.committed()
-        if self._seen - committed:  # someone has taken commits away
-            self._forget()
-        for commit in self.manifest.commits(committed - self._seen):
-            self._add(commit)
-        self._seen = committed
+        """What the job has come to by now; `seconds` is how long a run took.
+
+        Raises:
+            JobError: the manifest can't be read.
+        """
+        with reaching(f"read {self.manifest.storage.url}"):
+            self._catch_up()
+            failures, runner = self.manifest.failures(), self._living_runner()
         return Summary(
             output=self.manifest.storage.url,
             images=self.record.images,
@@ -146,16 +149,25 @@ class Watch:
             failed=dict(sorted(self._failed.items())),
             annotations=self._counts["annotations"],
             units=self.record.units,
-            committed=len(committed),
+            committed=len(self._seen),
             segments=self._counts["segments"],
             proposals=self._counts["proposals"],
-            failures=self.manifest.failures(),
+            failures=failures,
             seconds=seconds,
             max_failed=self.record.job.runtime.max_failed,
-            runner=self._living_runner(),
+            runner=runner,
             timings={name: round(took, 3) for name, took in self._timings.items()},
             rate=self._rate(),
         )
+
+    def _catch_up(self) -> None:
+        """Reads the commits that are new."""
+        committed = self.manifest.committed()
+        if self._seen - committed:  # someone has taken commits away
+            self._forget()
+        for commit in self.manifest.commits(committed - self._seen):
+            self._add(commit)
+        self._seen = committed
 
     def _add(self, commit: dict[str, Any]) -> None:
         self._counts.update({name: count for name, count in commit["counts"].items() if name != "failed"})
@@ -163,18 +175,22 @@ class Watch:
         for name, took in commit["timings"].items():
             self._timings[name] += took
         if "committed" in commit:
-            self._committed.append((datetime.fromisoformat(commit["committed"]), commit["counts"]["images"]))
+            worked = sum(took for name, took in commit["timings"].items() if name not in BESIDE)
+            when = datetime.fromisoformat(commit["committed"])
+            self._committed.append((when, commit["counts"]["images"], worked))
 
     def _rate(self) -> float | None:
-        """Images a second between the last commits, as their own clocks have it."""
-        if not self._committed:
-            return None
+        """Images a second between the last commits, as their own clocks have it.
+
+        Workers that began together commit together: the time is no shorter than one of them needed for a unit.
+        """
         self._committed.sort()
-        last, _ = self._committed[-1]
-        self._committed = [one for one in self._committed if last - one[0] <= RECENT]
-        first, _ = self._committed[0]
-        took = (last - first).total_seconds()
-        return round(sum(images for _, images in self._committed[1:]) / took, 3) if took else None
+        self._committed = [one for one in self._committed if self._committed[-1][0] - one[0] <= RECENT]
+        if len(self._committed) < 2:
+            return None
+        times, images, worked = zip(*self._committed, strict=True)
+        took = max((times[-1] - times[0]).total_seconds(), *worked)
+        return round(sum(images[1:]) / took, 3) if took else None
 
     def _living_runner(self) -> dict[str, Any] | None:
         """Who holds the lock, unless it is seen to beat no more."""

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from prelabel.pipeline.logs import event, is_json
 from prelabel.pipeline.progress import PHASES, Pace, Progress, duration
-from prelabel.pipeline.summary import Summary
+from prelabel.pipeline.summary import BESIDE, Summary
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_EVENTS = 5.0
@@ -28,7 +28,6 @@ MEANINGS = {
     "write": "write, after workers",
 }
 Advance = Callable[[int], object]
-BESIDE = ("read", "decode", "write")
 
 
 class Display:

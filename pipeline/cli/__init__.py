@@ -48,10 +48,9 @@ def cli(verbose: bool) -> None:
     prelabel status LABELS
     prelabel export coco LABELS --to labels.json
     """
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
-    if not verbose:
-        logging.getLogger().setLevel(logging.ERROR)
-        logging.getLogger("prelabel").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(levelname)s: %(message)s")  # does nothing where --log-json has been here
+    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.ERROR)
+    logging.getLogger("prelabel").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 for command in (run, resume, status, validate, export, query, evaluate, compare, report, review, models, demo):
@@ -68,7 +67,7 @@ def main() -> None:
             code = _failed(str(error), error.exit_code)
         except click.ClickException as error:
             where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "prelabel"
-            code = _failed(f"{error.format_message()}; see `{where} --help`", error.exit_code)
+            code = _failed(f"{error.format_message().rstrip('.')}; see `{where} --help`", error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             tell("interrupted", "\ninterrupted", logging.WARNING, exit_code=INTERRUPTED)
             code = INTERRUPTED

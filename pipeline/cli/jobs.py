@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,16 @@ from prelabel.pipeline.cli.terminal import INTERRUPTED, display
 from prelabel.pipeline.logs import tell
 from prelabel.pipeline.options import config_option, json_option, label_options, option, runtime_options
 from prelabel.schemas.errors import JobError, UserError
+
+
+class Finite(click.FloatRange):
+    """A number, which "nan" is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click's, which lets it through."""
+        if math.isnan(number := super().convert(value, param, ctx)):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
 
 
 @click.command()
@@ -46,7 +57,7 @@ from prelabel.schemas.errors import JobError, UserError
 )
 @option(
     "--price-per-hour",
-    type=click.FloatRange(0),
+    type=Finite(0, 1e9),
     metavar="X",
     help="With --calibrate: of all machines together; says what the job will cost.",
 )
@@ -124,7 +135,7 @@ def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runti
 @click.argument("url")
 @click.option("--watch", is_flag=True, help="Look again and again, until the job is done or nobody works on it.")
 @click.option(
-    "--every", default=2.0, show_default=True, type=click.FloatRange(0.1), metavar="SECONDS", help="Between two looks."
+    "--every", default=2.0, show_default=True, type=Finite(0.1, 86_400), metavar="SECONDS", help="Between two looks."
 )
 @json_option
 def status(url: str, watch: bool, every: float, as_json: bool) -> int:

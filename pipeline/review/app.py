@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Review:
         stop: ends what is under way
         reviewer: whose verdicts these are
         truth, other: what is shown beside the labels
+        key: of this start of the server; pictures have it in their URLs, since browsers keep them, and the next job
+            may be reviewed at the same address
     """
 
     dataset: LabelDataset
@@ -55,6 +58,7 @@ class Review:
     reviewer: str
     truth: Beside | None = None
     other: Beside | None = None
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 class Slice(BaseModel):
@@ -71,6 +75,7 @@ class Small(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    key: str = ""
     size: int = Field(256, ge=16, le=512)
     category: tuple[int, ...] = ()
     min_score: float = 0.0
@@ -80,6 +85,7 @@ def job(review: Review, _: Request) -> Any:
     """What the job is."""
     record = review.dataset.record
     return {
+        "key": review.key,
         "url": review.dataset.url,
         "models": [model["name"] for model in record.models],
         "tasks": record.tasks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from contextlib import suppress
 from ipaddress import ip_address
@@ -28,6 +29,8 @@ class Guard:
     def __init__(self, app: ASGIApp, token: str | None, host: str) -> None:
         """With a token, only those who have it are answered; without, only by `host` or another name of loopback."""
         self._app, self._token, self._host = app, token, host
+        # Servers at several ports of a host share its cookies.
+        self._cookie = f"{COOKIE}-{hashlib.sha256((token or '').encode()).hexdigest()[:8]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or passes the request on; each answer gets HEADERS."""
@@ -51,9 +54,9 @@ class Guard:
         else:
             if _equal(request.query_params.get("token"), self._token):
                 return self._welcome(request)
-            if not _equal(request.cookies.get(COOKIE), self._token):
+            if not _equal(request.cookies.get(self._cookie), self._token):
                 return _refused("open the URL that `prelabel review` printed: its token is needed", 403)
-        if method not in ("GET", "HEAD") and not _is_of_the_page(request):
+        if _is_of_another_page(request) or (method not in ("GET", "HEAD") and not _is_of_the_page(request)):
             return _refused("this is for the review page alone", 403)
         return None
 
@@ -61,7 +64,7 @@ class Guard:
         """Keeps the token in a cookie, and takes it out of the address that people copy."""
         rest = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "token"])
         answer = RedirectResponse(f"/{request.url.path.lstrip('/')}{'?' * bool(rest)}{rest}", 303)
-        answer.set_cookie(COOKIE, self._token or "", httponly=True, samesite="strict")
+        answer.set_cookie(self._cookie, self._token or "", httponly=True, samesite="strict")
         return answer
 
 
@@ -70,6 +73,13 @@ def _is_loopback(header: str, host: str) -> bool:
         name = urlsplit(f"//{header}").hostname or ""
         return name in ("localhost", host.lower()) or ip_address(name).is_loopback
     return False
+
+
+def _is_of_another_page(request: HTTPConnection) -> bool:
+    """Whether a browser says that another site's page asks: for a picture, say. A link that someone follows is not."""
+    told = request.headers
+    follows = told.get("sec-fetch-mode") == "navigate" and told.get("sec-fetch-dest") == "document"
+    return told.get("sec-fetch-site", "none") not in ("none", "same-origin") and not follows
 
 
 def _is_of_the_page(request: HTTPConnection) -> bool:

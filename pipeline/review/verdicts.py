@@ -16,6 +16,7 @@ from prelabel.pipeline.query.connection import LAST_VERDICTS
 from prelabel.pipeline.review.database import Database
 from prelabel.pipeline.review.units import Units
 from prelabel.pipeline.reviews import Review, write_reviews
+from prelabel.pipeline.storage import reaching
 from prelabel.schemas.errors import JobError, UserError, one_line
 from prelabel.schemas.tables import REVIEWS, VERDICTS
 
@@ -81,7 +82,8 @@ class Verdicts:
         Raises:
             JobError: a part can't be read.
         """
-        new = [name for name in self._dataset.parts("reviews") if name not in self._parts]
+        with reaching(f"read {self._dataset.url}/reviews"):
+            new = [name for name in self._dataset.parts("reviews") if name not in self._parts]
         if new:
             self._add(_read(self._dataset, new), new)
 

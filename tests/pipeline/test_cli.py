@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -295,7 +296,9 @@ def test_stderr_is_json_lines_on_request(prelabel: Prelabel, jobs: list[Job], mo
         (error,) = told(prelabel(*arguments))
         assert message in error["message"]
         assert (error["level"], error["event"], error["exit_code"]) == ("error", "error", 2)
-    monkeypatch.setattr(runner, "run", lambda job, progress: 1 / 0)
+    monkeypatch.setattr(runner, "run", lambda job, progress: logging.getLogger("prelabel").debug("why") or 1 / 0)
+    debug, _ = told(prelabel("-v", *GIVEN))
+    assert (debug["level"], debug["message"]) == ("debug", "why")
     (bug,) = told(prelabel(*GIVEN))
     assert (bug["message"], bug["exit_code"]) == ("ZeroDivisionError: division by zero", 1)
     assert "Traceback" in bug["traceback"]
@@ -320,6 +323,7 @@ def test_trial_is_told_with_what_the_job_will_cost(prelabel: Prelabel, monkeypat
     assert "calibration" not in json.loads(prelabel(*GIVEN, "--dry-run", "--json").out)
     for mistake in (("--calibrate", 9), ("--dry-run", "--price-per-hour", 1)):
         assert is_one_line(prelabel(*GIVEN, *mistake))
+    assert is_one_line(prelabel(*GIVEN, "--dry-run", "--calibrate", 9, "--price-per-hour", "nan"))
 
 
 # Looking at labels
@@ -333,6 +337,14 @@ def test_status_of_an_unfinished_job(prelabel: Prelabel) -> None:
     assert "prelabel resume" in ended.err
     found = json.loads(prelabel("status", "labels", "--json").out)
     assert found | {"labeled": 5, "failed": {"truncated": 1}, "units": 3, "committed": 2, "complete": False} == found
+
+
+def test_a_manifest_that_cannot_be_read_is_told_in_a_line(prelabel: Prelabel) -> None:
+    write_job(write_images("images"), "labels", units=2)
+    Path("labels/_manifest/commits/00000002.json").mkdir()
+    for watch in ((), ("--watch",)):
+        ended = prelabel("status", "labels", *watch)
+        assert (ended.code, is_one_line(ended)) == (2, True)
 
 
 def test_status_may_be_watched(prelabel: Prelabel, monkeypatch: pytest.MonkeyPatch) -> None:

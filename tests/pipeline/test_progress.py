@@ -246,14 +246,21 @@ def test_a_runner_elsewhere_whose_heart_has_stopped_is_none(
     assert [one.runner is None for one in seen] == [False] * (len(seen) - 1) + [True]
 
 
-def test_rate_is_that_of_the_last_commits(job: Any) -> None:
+@pytest.mark.parametrize(
+    ("last", "rate"),
+    [
+        ("02.500", 1 / 2),  # one image two seconds after the second unit; the first is of another night
+        ("00.501", 1 / 1.25),  # two workers that began together
+    ],
+)
+def test_rate_is_that_of_the_last_commits(last: str, rate: float, job: Any) -> None:
     storage = Storage(job.output)
     plan(storage, job)
     work(storage, job, pending(storage))
-    for unit, time in enumerate(("01:00:00.000", "03:00:00.500", "03:00:02.500")):
+    for unit, time in enumerate(("01:00:00.000", "03:00:00.500", f"03:00:{last}")):
         path = Path(job.output, f"_manifest/commits/{unit:08d}.json")
         commit = json.loads(path.read_bytes()) | {"committed": f"2026-01-01T{time}+00:00"}
         path.write_text(json.dumps(commit | {"timings": {"read": 0.5, "predict a": 1.25}}))
     found = status(job.output)
-    assert found.rate == 1 / 2  # one image two seconds after the second unit; the first is of another night
+    assert found.rate == rate
     assert found.timings == {"read": 1.5, "predict a": 3.75}

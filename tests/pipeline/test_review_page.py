@@ -237,6 +237,8 @@ def test_names_stay_text(page: Any, url: str) -> None:
     page.locator(".cell").first.click()
     expect(page.locator("#title")).to_have_text(EVIL_FILE)
     open_image(page, url, 1)
+    key = page.request.get(f"{url}api/job").json()["key"]
+    assert page.locator(f"img[src]:not([src*='key={key}'])").count() == 0  # at this address may have been another job
     assert page.locator("script:not([src])").count() == 0
     assert page.locator("img[src]:not([src^='api/'])").count() == 0
 
@@ -284,7 +286,7 @@ class Fake:
 
     def __init__(self, page: Any, count: int) -> None:
         self.count, self.judged = count, set[int]()
-        for path in ("**/thumbnail?*", "**/file"):
+        for path in ("**/thumbnail?*", "**/file?*"):
             page.route(path, lambda route: route.fulfill(body=picture(8, 6), content_type="image/png"))
         page.route("**/api/images?*", self.list)
         page.route("**/api/images/*", lambda route: route.fulfill(json=self.labels(route.request.url.split("/")[-1])))

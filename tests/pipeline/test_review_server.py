@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -31,7 +32,8 @@ from prelabel.pipeline.review import Review, open_review
 from prelabel.pipeline.review.app import app_of
 from prelabel.pipeline.reviews import Review as Said
 from prelabel.pipeline.reviews import write_reviews
-from prelabel.schemas.errors import UserError
+from prelabel.pipeline.storage import Storage
+from prelabel.schemas.errors import JobError, UserError
 from prelabel.schemas.tables import TABLES
 
 IMAGES = 12
@@ -279,6 +281,19 @@ def test_images_that_are_gone_are_told_in_a_line(
     assert "\n" not in answer.json()["error"]
 
 
+def test_a_plan_that_cannot_be_read_costs_the_pictures_alone(fresh: LabelDataset) -> None:
+    client = client_of(built(open_review(fresh, "anna")))
+    Path(fresh.url, "_manifest/units/part-00000.parquet").unlink()
+    answer = client.get("/api/images/0/file")
+    assert (answer.status_code, "can't be read for now" in answer.json()["error"]) == (410, True)
+    assert client.get("/api/images/0").status_code == 200
+
+
+def test_each_start_has_a_key_for_what_browsers_keep(dataset: LabelDataset) -> None:
+    keys = {client_of(open_review(dataset, "anna")).get("/api/job").json()["key"] for _ in range(2)}
+    assert len(keys) == 2
+
+
 def test_thumbnail_is_upright_and_small_and_has_boxes(client: TestClient, tables: dict[str, list[Row]]) -> None:
     answer = client.get(f"/api/images/{TURNED}/thumbnail?size=16&min_score=1.1")
     image = Image.open(io.BytesIO(answer.content))
@@ -323,6 +338,19 @@ def test_the_last_word_counts_until_it_is_taken_back(fresh: LabelDataset) -> Non
     assert ids(client, "verdict=accept") == [3]
     say(client, {"image_id": 3})
     assert ids(client, "verdict=none") == list(range(IMAGES))
+
+
+def test_reviews_that_cannot_be_listed_for_now_are_looked_for_again(
+    fresh: LabelDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = open_review(fresh, "anna").verdicts
+    with monkeypatch.context() as broken:
+        broken.setattr(Storage, "names", lambda self, folder: os.listdir("/dev/null"))
+        with pytest.raises(JobError, match="can't read"):
+            verdicts.refresh()
+    write_reviews(fresh, "bo", [Said(3, None, "accept")])
+    verdicts.refresh()
+    assert verdicts.progress()["accept"] == 1
 
 
 def test_two_reviewers_at_once_lose_nothing(fresh: LabelDataset) -> None:
@@ -416,6 +444,20 @@ def test_other_sites_are_refused(client: TestClient) -> None:
     assert client.post("/api/verdicts", json=body, headers={"Origin": "http://localhost"}).status_code == 200
 
 
+def test_pages_elsewhere_get_no_answers_from_a_browser(client: TestClient) -> None:
+    picture = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    link = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    for site, how, code in (
+        ("cross-site", picture, 403),
+        ("same-site", picture, 403),  # another port of this machine
+        ("cross-site", link | {"Sec-Fetch-Dest": "iframe"}, 403),
+        ("cross-site", link, 200),
+        ("same-origin", picture, 200),
+        ("none", link, 200),
+    ):
+        assert client.get("/api/images", headers=how | {"Sec-Fetch-Site": site}).status_code == code
+
+
 def test_answers_may_not_be_framed_sniffed_or_load_anything_from_elsewhere(client: TestClient) -> None:
     for url in ("/", "/api/job", "/api/images/0/file", "/static/none", "/none"):
         headers = client.get(url).headers
@@ -435,6 +477,17 @@ def test_a_token_is_asked_of_others(dataset: LabelDataset) -> None:
     assert {"httponly", "samesite=strict"} <= set(answer.headers["set-cookie"].lower().split("; "))
     assert client.get("/api/job", headers={"Host": "any.example"}).status_code == 200
     assert say(client).status_code == 200
+
+
+def test_servers_at_two_ports_of_a_host_each_have_their_token(dataset: LabelDataset) -> None:
+    servers = {token: client_of(open_review(dataset, "anna"), token) for token in ("one", "two")}
+    cookies = {}
+    for token, server in servers.items():
+        assert server.get(f"/?token={token}").status_code == 303
+        cookies |= dict(server.cookies)
+    for server in servers.values():
+        server.cookies.update(cookies)  # as a browser sends them to all ports of a host
+        assert server.get("/api/job").status_code == 200
 
 
 @pytest.mark.parametrize(

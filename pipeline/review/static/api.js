@@ -29,11 +29,11 @@ export const post = (path, body) =>
     keepalive: true, // a verdict given just before the page is left still arrives
   });
 
-export const fileUrl = (imageId) => `api/images/${imageId}/file`;
+export const fileUrl = (job, imageId) => `api/images/${imageId}/file?key=${job.key}`;
 
 /** The thumbnail of an image, with the boxes that a filter asks for. */
-export function thumbnailUrl(imageId, filter) {
-  const query = new URLSearchParams({ size: 256 });
+export function thumbnailUrl(job, imageId, filter) {
+  const query = new URLSearchParams({ key: job.key, size: 256 });
   filter.getAll("category").forEach((category) => query.append("category", category));
   if (filter.has("min_score")) query.set("min_score", filter.get("min_score"));
   return `api/images/${imageId}/thumbnail?${query}`;

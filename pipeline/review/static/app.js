@@ -1,4 +1,4 @@
-import { get } from "./api.js";
+import { get, thumbnailUrl } from "./api.js";
 import { Categories } from "./categories.js";
 import { byId, element, number, showPath } from "./dom.js";
 import { Filters } from "./filters.js";
@@ -21,6 +21,7 @@ class App {
     this.grid = new Grid({
       open: (imageId, index) => this.open(imageId, index),
       hrefOf: (imageId) => `${location.search}#image=${imageId}`,
+      thumbnailOf: (imageId, filter) => thumbnailUrl(job, imageId, filter),
       verdictOf: (row) => this.verdicts.ofRow(row),
     });
     this.filters = new Filters((query) => this.ask(query));

@@ -1,4 +1,3 @@
-import { thumbnailUrl } from "./api.js";
 import { byId, element, number, onceAFrame, showPath } from "./dom.js";
 import { Thumbnails } from "./thumbnails.js";
 import { MARKS } from "./verdicts.js";
@@ -22,8 +21,8 @@ export class Grid {
   cells = new Map(); // index -> cell
   thumbnails = new Thumbnails();
 
-  constructor({ open, hrefOf, verdictOf }) {
-    Object.assign(this, { open, hrefOf, verdictOf });
+  constructor({ open, hrefOf, thumbnailOf, verdictOf }) {
+    Object.assign(this, { open, hrefOf, thumbnailOf, verdictOf });
     this.node = byId("grid");
     this.space = byId("space");
     this.update = onceAFrame(() => this.render());
@@ -203,7 +202,7 @@ class Cell {
     this.facts.textContent = row ? factsOf(row) : "";
     if (row) this.node.href = grid.hrefOf(row.image_id);
     grid.thumbnails.drop(this.image);
-    if (row?.status === "ok") grid.thumbnails.load(this.image, thumbnailUrl(row.image_id, grid.rows.filter));
+    if (row?.status === "ok") grid.thumbnails.load(this.image, grid.thumbnailOf(row.image_id, grid.rows.filter));
     this.image.hidden = row?.status !== "ok";
   }
 

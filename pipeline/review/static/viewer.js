@@ -129,7 +129,7 @@ export class Viewer {
   prefetch(row) {
     this.fetch(row.image_id).catch(() => {});
     if (row.status !== "ok" || this.files.has(row.image_id)) return;
-    this.files.set(row.image_id, element("img", { src: fileUrl(row.image_id) }));
+    this.files.set(row.image_id, element("img", { src: fileUrl(this.job, row.image_id) }));
   }
 
   async go(step) {
@@ -141,7 +141,7 @@ export class Viewer {
 
   fillPanes() {
     const { image, truth, other } = this.labels;
-    const url = image.status === "ok" ? fileUrl(image.image_id) : null;
+    const url = image.status === "ok" ? fileUrl(this.job, image.image_id) : null;
     const [width, height] = [image.width ?? 1, image.height ?? 1];
     const known = { truth: [truth, "Ground truth"], other: [other, `Other job: ${this.job.other}`] };
     this.main.show(url, width, height, this.objects);
