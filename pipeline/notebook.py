@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
@@ -81,7 +82,8 @@ class LabeledImage:
         Raises:
             SourceError: the original is gone, or not the one that was labeled.
         """
-        found = [row for row in self.annotations if row["score"] >= score_threshold]
+        lowest = np.float32(score_threshold)  # as scores are kept, so that an object of 0.7 passes 0.7
+        found = [row for row in self.annotations if row["score"] >= lowest]
         return draw_labels(self.encoded, found, longest=longest, categories=self.dataset.categories, names=names)
 
     def segments_picture(self, longest: int | None = None, names: bool = True) -> Image.Image:

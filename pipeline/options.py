@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,18 @@ class Line(click.types.StringParamType):
     """Text of which an environment variable holds one a line: file names may have spaces in them."""
 
     envvar_list_splitter = "\n"
+
+
+class Share(click.FloatRange):
+    """A number from 0 to 1; click's range takes nan for one."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Fails on what is none."""
+        number = float(super().convert(value, param, ctx))
+        return self.fail("nan is not a number.", param, ctx) if math.isnan(number) else number
 
 
 def option(*names: str, **settings: Any) -> Callable[[F], F]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -207,7 +207,7 @@ def score_thresholds(texts: Iterable[str], categories: CategorySet) -> dict[str,
 
 def _thresholds_in(url: str) -> dict[str, float]:
     try:
-        found = json.loads(read_input(url, "--score-threshold"))
+        found = orjson.loads(read_input(url, "--score-threshold"))
     except ValueError as error:
         raise UserError(f"--score-threshold {url} is no JSON: {one_line(error)}") from error
     if not isinstance(found, dict) or any(_number(value) is None for value in found.values()):

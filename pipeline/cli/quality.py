@@ -6,7 +6,7 @@ import json
 
 import click
 
-from prelabel.pipeline.options import json_option
+from prelabel.pipeline.options import Share, json_option
 
 
 @click.command()
@@ -20,7 +20,7 @@ from prelabel.pipeline.options import json_option
 )
 @click.option(
     "--confusion-score",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     metavar="X",
     help="Leave what scores lower out of the confusion matrix. [default: the threshold of the best F1]",
 )
@@ -70,7 +70,9 @@ def evaluate(
 @click.argument("before")
 @click.argument("after")
 @click.option("--iou", default=0.5, show_default=True, metavar="X", help="Lowest of two objects that are the same.")
-@click.option("--score-threshold", default=0.0, metavar="X", help="Leave out what scores lower, in both jobs.")
+@click.option(
+    "--score-threshold", default=0.0, type=Share(), metavar="X", help="Leave out what scores lower, in both jobs."
+)
 @click.option("--images", default=10, show_default=True, type=click.IntRange(1), metavar="N", help="Most to name.")
 @json_option
 def compare(before: str, after: str, iou: float, score_threshold: float, images: int, as_json: bool) -> int:

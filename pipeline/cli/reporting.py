@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from prelabel.pipeline.options import Share
+
 
 @click.command()
 @click.argument("url")
@@ -16,7 +18,7 @@ import click
     "--score-threshold",
     default=0.3,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=Share(),
     metavar="X",
     help="Labels that score lower are left out of the pictures.",
 )

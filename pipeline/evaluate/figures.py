@@ -26,6 +26,10 @@ class Names:
         listed = list(names)
         return cls(len(listed), tuple(listed[:_NAMED]))
 
+    def plus(self, name: str) -> Names:
+        """With one more."""
+        return Names(self.count + 1, (*self.first, name)[:_NAMED])
+
 
 @dataclass(frozen=True)
 class MatchedImages:

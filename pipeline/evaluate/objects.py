@@ -41,9 +41,9 @@ def measure_objects(dataset: LabelDataset, truth: Truth, confusion_score: float 
     figures: dict[str, Metrics] = {}
     by_category: Tables = {}
     detections = None
-    expected = _annotations(truth)
+    expected = annotations_of(truth)
     if "annotations" in tables:
-        found = _results(dataset, truth)
+        found = results_of(dataset, truth)
         kinds = _kinds(dataset, expected, found, truth)
         for name, (iou_type, theirs, ours) in kinds.items():
             figures[name], by_category[name] = measure(theirs, ours, iou_type, truth)
@@ -55,7 +55,7 @@ def measure_objects(dataset: LabelDataset, truth: Truth, confusion_score: float 
     return Evaluation(figures, truth.matched, by_category, detections)
 
 
-def _annotations(truth: Truth) -> Objects:
+def annotations_of(truth: Truth) -> Objects:
     """The truth's in the images that were labeled; numbered from 1, for an id of 0 would be no match to COCO's code."""
     images = set(truth.images.values())
     annotations = [
@@ -69,15 +69,14 @@ def _annotations(truth: Truth) -> Objects:
     ]
 
 
-def _results(dataset: LabelDataset, truth: Truth) -> Objects:
-    """All annotations as COCO's results, by the truth's ids."""
+def results_of(dataset: LabelDataset, truth: Truth) -> Objects:
+    """The annotations of images and categories that the truth has as COCO's results, by the truth's ids."""
     document = io.BytesIO()
-    write_results(document, dataset.batches("annotations"))
+    write_results(document, truth.batches(dataset, "annotations"))
     return [
-        result | {"image_id": truth.images[image_id], "category_id": truth.categories[category_id]}
+        result | {"image_id": truth.images[result["image_id"]], "category_id": truth.categories[category_id]}
         for result in orjson.loads(document.getvalue())
-        if (image_id := result["image_id"]) in truth.images
-        and (category_id := result["category_id"]) in truth.categories
+        if (category_id := result["category_id"]) in truth.categories
     ]
 
 
@@ -86,13 +85,21 @@ def _kinds(
 ) -> dict[str, tuple[str, Objects, Objects]]:
     """What can be measured: its name in COCO's evaluation, the truth's objects and ours."""
     kinds = {"boxes": ("bbox", expected, _without(found, "segmentation"))}
-    if all(item.get("segmentation") for item in found + expected):
-        masks = [item | {"segmentation": _mask(item, truth)} for item in expected]
-        # A result with a box gets the box's area, which sorts masks into the wrong sizes.
-        kinds["masks"] = ("segm", masks, _without(found, "bbox"))
+    if "segment_instances" in dataset.record.tasks and any(item.get("segmentation") for item in expected):
+        kinds |= _masks(expected, found, truth)
     if "detect_keypoints" in dataset.record.tasks and any("keypoints" in item for item in expected):
         kinds |= _keypoints(expected, found, truth)
     return kinds
+
+
+def _masks(expected: Objects, found: Objects, truth: Truth) -> dict[str, tuple[str, Objects, Objects]]:
+    """Of all objects; nothing where some have none."""
+    if without := sum(not item.get("segmentation") for item in expected + found):
+        logger.warning("masks are not measured: %s of %s objects have none", without, len(expected + found))
+        return {}
+    masks = [item | {"segmentation": _mask(item, truth)} for item in expected]
+    # A result with a box gets the box's area, which sorts masks into the wrong sizes.
+    return {"masks": ("segm", masks, _without(found, "bbox"))}
 
 
 def _without(results: Objects, *left_out: str) -> Objects:
@@ -145,13 +152,12 @@ def _proposals(dataset: LabelDataset, truth: Truth) -> Objects:
     """As COCO's results, of one category of the truth's: there must be one even where categories are ignored."""
     category_id = next(iter(truth.names), None)
     found: Objects = []
-    for batch in dataset.batches("proposals", ["proposal_id", "image_id", "score", "bbox"]):
+    for batch in truth.batches(dataset, "proposals", ["proposal_id", "image_id", "score", "bbox"]):
         ranks = batch["proposal_id"].to_numpy() % ROWS_PER_IMAGE
         best = batch.filter(ranks < PROPOSALS[-1])
         boxes = np.stack([side.to_numpy() for side in best["bbox"].flatten()], axis=1).tolist()
         found += [
             {"image_id": truth.images[image_id], "category_id": category_id, "bbox": box, "score": score}
             for image_id, score, box in zip(best["image_id"].to_pylist(), best["score"].to_pylist(), boxes, strict=True)
-            if image_id in truth.images
         ]
     return found

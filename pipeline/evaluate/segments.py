@@ -53,11 +53,10 @@ def _tallies(dataset: LabelDataset, truth: Truth) -> Tallies:
 def _images(dataset: LabelDataset, truth: Truth) -> Iterator[tuple[int, Rows]]:
     """The truth's id and our segments of each image; at the end the images that have none."""
     columns = ["image_id", "category_id", "segmentation", "kind"]
-    rows = (row for batch in dataset.batches("segments", columns) for row in batch.to_pylist())
+    rows = (row for batch in truth.batches(dataset, "segments", columns) for row in batch.to_pylist())
     empty = dict(truth.images)
     for image_id, segments in groupby(rows, key=itemgetter("image_id")):
-        if image_id in empty:
-            yield empty.pop(image_id), list(segments)
+        yield empty.pop(image_id), list(segments)
     yield from ((image_id, []) for image_id in empty.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ from numbers import Real
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate.figures import MatchedImages, Names
@@ -62,6 +65,12 @@ class Truth:
         """Height and width of the truth's images by id, as the document has them."""
         return {image["id"]: (image["height"], image["width"]) for image in self.document["images"]}
 
+    def batches(self, dataset: LabelDataset, table: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """As `LabelDataset.batches`, but of the images that both have: a truth is often of a few among millions."""
+        common = pa.array(self.images, pa.int64())
+        for batch in dataset.batches(table, columns):
+            yield batch.filter(pc.is_in(batch["image_id"], common))
+
 
 def read_truth(url: str, dataset: LabelDataset) -> Truth:
     """Reads a truth, and finds the job's images and categories in it.
@@ -82,6 +91,7 @@ def read_truth(url: str, dataset: LabelDataset) -> Truth:
             raise UserError(
                 f"--truth {url} is no COCO {name} document: {part} must be a list, each with {keys} as COCO has them"
             )
+    _check_each_image_is_one(document, url)
     images, matched = _matching_images(dataset, document, url, is_panoptic)
     categories = _matching_categories(dataset.categories, document, url)
     names = _names(dataset.categories, categories, document)
@@ -108,35 +118,47 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (not isinstance(value, int) or abs(value) < 2**63)
 
 
+def _check_each_image_is_one(document: dict[str, Any], url: str) -> None:
+    for key in ("id", "file_name"):
+        for value, times in Counter(image[key] for image in document["images"]).most_common(1):
+            if times > 1:
+                raise UserError(f"--truth {url} has {times} images of the {key} {value!r}: each must have its own")
+
+
 def _matching_images(
     dataset: LabelDataset, document: dict[str, Any], url: str, is_panoptic: bool
 ) -> tuple[dict[int, int], MatchedImages]:
     """Our image ids -> the truth's: a file_name is our key, or the end of it."""
     # A panoptic document's image without an annotation is unknown; in an instances document it is empty.
     known = {one["image_id"] for one in document["annotations"]} if is_panoptic else None
-    theirs = {one["file_name"]: one["id"] for one in document["images"] if known is None or one["id"] in known}
+    theirs = {one["file_name"]: one for one in document["images"] if known is None or one["id"] in known}
     ids: dict[int, int] = {}
     keys: dict[str, str] = {}
-    failed: list[str] = []
-    without_truth: list[str] = []
-    for image_id, key, status in _images(dataset):
+    failed = without_truth = of_other_size = Names(0, ())
+    for image_id, key, status, height, width in _images(dataset):
         name = next((end for end in _ends(key) if end in theirs), None)
         if name is None:
-            without_truth.append(key)
+            without_truth = without_truth.plus(key)
             continue
         if name in keys:
             raise UserError(f"{keys[name]!r} and {key!r} both match {name!r} of {url}: give longer file_names")
-        keys[name], ids[image_id] = key, theirs[name]
+        keys[name], ids[image_id] = key, theirs[name]["id"]
         if status != "ok":
-            failed.append(key)
+            failed = failed.plus(key)
+        elif (height, width) != (theirs[name]["height"], theirs[name]["width"]):
+            of_other_size = of_other_size.plus(key)
     if not ids:
         raise UserError(f"none of the images in {url} was labeled: file_name must be an image's key, or the end of it")
+    if of_other_size.count:
+        shown = ", ".join(map(printable, of_other_size.first[:5]))
+        message = "%s images had another size, upright, when they were labeled than %s says, so nothing may fit: %s"
+        logger.warning(message, of_other_size.count, url, shown)
     not_labeled = Names.of(name for name in theirs if name not in keys)
-    return ids, MatchedImages(len(ids), Names.of(failed), not_labeled, Names.of(without_truth))
+    return ids, MatchedImages(len(ids), failed, not_labeled, without_truth)
 
 
-def _images(dataset: LabelDataset) -> Iterator[tuple[int, str, str]]:
-    names = ["image_id", "key", "status"]
+def _images(dataset: LabelDataset) -> Iterator[tuple[int, str, str, int | None, int | None]]:
+    names = ["image_id", "key", "status", "height", "width"]
     for batch in dataset.batches("images", names):
         yield from zip(*(batch[name].to_pylist() for name in names), strict=True)
 

@@ -6,6 +6,7 @@ from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_inf
 from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import writing
 from prelabel.schemas.coco import write_instances, write_results
+from prelabel.schemas.errors import UserError
 
 
 class CocoInstances(Exporter):
@@ -13,6 +14,7 @@ class CocoInstances(Exporter):
 
     def write(self, dataset: Labels, to: str) -> ExportSummary:
         """Writes the images that could be read, with all of their annotations."""
+        _check_objects(dataset)
         info = document_info(dataset)
         with writing(to) as out:
             images, annotations = write_instances(
@@ -26,7 +28,13 @@ class CocoResults(Exporter):
 
     def write(self, dataset: Labels, to: str) -> ExportSummary:
         """Writes all annotations."""
+        _check_objects(dataset)
         with writing(to) as out:
             annotations = write_results(out, dataset.batches("annotations"))
         images = sum(batch["status"].to_pylist().count("ok") for batch in dataset.batches("images", ["status"]))
         return ExportSummary(to, images, annotations)
+
+
+def _check_objects(dataset: Labels) -> None:
+    if "annotations" not in dataset.record.tables:
+        raise UserError(f"{dataset.url} has no objects: label with --task detect")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.report.blocks import number
 from prelabel.pipeline.report.figures import Figures
 
-ANNOTATIONS = "SELECT image_id, category_id, score FROM annotations WHERE score >= {threshold}"
+ANNOTATIONS = "SELECT image_id, category_id, score FROM annotations WHERE score >= {lowest!r}::DOUBLE"
 SEGMENTS = "SELECT image_id, category_id, score FROM segments WHERE kind = '{kind}'"
 BY_SCORE = """
 SELECT image_id, round(avg(score::DOUBLE), 6) AS score FROM ({drawn})
@@ -52,10 +54,15 @@ class Drawn:
         return cls("panoptic" if "fuse_panoptic" in dataset.record.tasks else "semantic", threshold)
 
     @property
+    def lowest(self) -> float:
+        """The threshold as scores are kept, so that an object of 0.7 passes 0.7."""
+        return float(np.float32(self.threshold))
+
+    @property
     def sql(self) -> str:
         """Their image_id, category_id and score."""
         text = ANNOTATIONS if self.kind == "annotations" else SEGMENTS
-        return text.format(threshold=float(self.threshold), kind=self.kind)
+        return text.format(lowest=self.lowest, kind=self.kind)
 
     @property
     def says(self) -> str:

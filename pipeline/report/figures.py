@@ -24,7 +24,7 @@ TOGETHER = 20
 IMAGES = """
 SELECT count(*) AS images, count(*) FILTER (status = 'ok') AS labeled, count(*) FILTER (status <> 'ok') AS failed,
     count(*) FILTER (status = 'ok' AND num_annotations = 0) AS empty, coalesce(sum(num_bytes), 0)::BIGINT AS bytes,
-    coalesce(sum(width::BIGINT * height), 0)::BIGINT AS pixels
+    coalesce(sum(width::BIGINT * height) FILTER (status = 'ok'), 0)::BIGINT AS pixels
 FROM images
 """
 FAILURES = """

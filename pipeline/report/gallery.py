@@ -66,7 +66,7 @@ class Camera:
             return []
         if self._drawn.kind == "annotations":
             rows = self._dataset.rows("annotations", image_id).to_pylist()
-            return [row for row in rows if row["score"] >= self._drawn.threshold]
+            return [row for row in rows if row["score"] >= self._drawn.lowest]
         return [row for row in self._dataset.rows("segments", image_id).to_pylist() if row["kind"] == self._drawn.kind]
 
     def _summary(self, labels: Sequence[Row]) -> str:

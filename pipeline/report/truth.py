@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain, compress
 
-from prelabel.pipeline.compare.matching import Objects, match
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate.figures import Confusion, Detections, Evaluation, MatchedImages, Names
+from prelabel.pipeline.evaluate.matching import Matching
+from prelabel.pipeline.evaluate.objects import annotations_of, results_of
 from prelabel.pipeline.evaluate.truth import Truth
 from prelabel.pipeline.report import charts
 from prelabel.pipeline.report.blocks import Block, Cell, Chart, Facts, Section, Table, listed, short_names, shown
-from prelabel.pipeline.report.charts import Row, name, quantity
+from prelabel.pipeline.report.charts import name, quantity
 
-IOU = 0.5
 CONFUSED = 20
 CATEGORIES = 200
 
@@ -126,36 +126,18 @@ def _thresholds(found: Detections) -> Table:
 
 
 def f1_by_image(dataset: LabelDataset, truth: Truth, threshold: float) -> dict[int, float]:
-    """How well each image's boxes agree with a truth of objects; images with neither objects nor truth are left out.
+    """How well each image's boxes agree with a truth of objects, as `evaluate` matches them; what it leaves out
+    counts nowhere, nor do images in which nothing is left.
 
     Args:
         dataset: the labels
         truth: COCO's instances or keypoints
         threshold: objects that score lower are left out
     """
-    expected: dict[int, list[Row]] = {}
-    for one in truth.document["annotations"]:
-        if not one["iscrowd"]:
-            expected.setdefault(one["image_id"], []).append(one)
-    scores = {image: 0.0 for image, theirs in truth.images.items() if theirs in expected}
-    for image, ours in groupby(_objects(dataset, threshold), itemgetter("image_id")):
-        if image in truth.images:
-            scores[image] = _f1(list(ours), expected.get(truth.images[image], []), truth.categories)
-    return scores
-
-
-def _objects(dataset: LabelDataset, threshold: float) -> Iterator[Row]:
-    for batch in dataset.batches("annotations", ["image_id", "category_id", "score", "bbox"]):
-        yield from (row for row in batch.to_pylist() if row["score"] >= threshold)
-
-
-def _f1(ours: Sequence[Row], theirs: Sequence[Row], categories: Mapping[int, int]) -> float:
-    """Of one image's boxes, at least one on either side."""
-    found = [categories.get(row["category_id"]) for row in ours]
-    wanted = [row["category_id"] for row in theirs]
-    corners = [dict(zip(("x", "y", "width", "height"), row["bbox"], strict=True)) for row in theirs]
-    before = Objects.of([row | {"segmentation": None} for row in ours], [str(one) for one in found])
-    after = [{"bbox": box, "score": 1.0, "segmentation": None} for box in corners]
-    pairs = match(before, Objects.of(after, [str(one) for one in wanted]), IOU)
-    right = sum(found[pair.before] == wanted[pair.after] for pair in pairs)
-    return 2 * right / (len(found) + len(wanted))
+    expected = annotations_of(truth)
+    found = [one for one in results_of(dataset, truth) if one["score"] >= threshold]
+    matching = Matching(expected, found, "bbox")
+    right = Counter(one["image_id"] for one in compress(found, matching.right))
+    counted = chain(compress(found, matching.counts), compress(expected, ~matching.ignored))
+    objects = Counter(one["image_id"] for one in counted)
+    return {image: 2 * right[of] / objects[of] for image, of in truth.images.items() if objects[of]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,31 @@ def test_truth_without_masks_measures_boxes(measure: Callable, truth: Document) 
     assert measure(truth)["boxes"]["AP"] == pytest.approx(1)
 
 
+def test_masks_that_some_objects_lack_are_not_measured(
+    measure: Callable, truth: Document, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth["annotations"][0]["segmentation"] = []
+    with caplog.at_level(logging.WARNING, "prelabel"):
+        assert measure(truth).keys() == {"boxes"}
+    assert "masks are not measured: 1 of 10 objects have none" in caplog.text
+
+
+def test_images_of_other_sizes_are_said(measure: Callable, truth: Document, caplog: pytest.LogCaptureFixture) -> None:
+    truth["images"][0] |= {"height": WIDTH, "width": HEIGHT}  # as if its orientation had been overlooked
+    with caplog.at_level(logging.WARNING, "prelabel"):
+        measure(truth)
+    assert re.search("1 images had another size.* image-0.png", caplog.text)
+
+
+@pytest.mark.parametrize("change", [{"id": 100}, {"file_name": "image-0.png"}])
+def test_images_of_the_truth_that_cannot_be_told_apart_are_refused(
+    measure: Callable, truth: Document, change: dict[str, object]
+) -> None:
+    truth["images"].append({"id": 1, "file_name": "other.png", "height": HEIGHT, "width": WIDTH} | change)
+    with pytest.raises(UserError, match=f"has 2 images of the {next(iter(change))} "):
+        measure(truth)
+
+
 def test_truth_with_a_crowd(measure: Callable, truth: Document) -> None:
     whole = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
     crowd = {"id": 99, "image_id": 100, "category_id": 2, "iscrowd": 1, "area": HEIGHT * WIDTH, "segmentation": whole}
@@ -123,7 +149,12 @@ def test_labels_without_any_object(tmp_path: Path, truth: Document) -> None:
     labels = write_job(write_images(f"{tmp_path}/images", 1), f"{tmp_path}/labels")
     truth["annotations"][0]["image_id"] = 100
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    assert evaluate(labels, f"{tmp_path}/truth.json")["boxes"]["AP"] == 0
+    assert evaluate(labels, f"{tmp_path}/truth.json").keys() == {"boxes", "masks"}
+    source = f"{tmp_path}/images"
+    boxes = write_labels(source, f"{tmp_path}/boxes", lambda _: {"annotations": []}, ["detect"])
+    figures = evaluate(boxes, f"{tmp_path}/truth.json")
+    assert figures.keys() == {"boxes"}
+    assert figures["boxes"]["AP"] == 0
 
 
 @pytest.mark.parametrize("change", [{"area": -1}, {"image_id": 1}, {"category_id": 99}, {"iscrowd": 1}])
@@ -274,9 +305,10 @@ def test_proposals_are_measured_by_recall_alone(tmp_path: Path, truth: Document)
 
 @pytest.fixture
 def posed(tmp_path: Path) -> LabelDataset:
-    """Labels with keypoints and proposals."""
+    """Labels with masks, keypoints and proposals."""
+    tasks = ["detect_keypoints", "propose", "segment_instances"]
     source = write_images(f"{tmp_path}/images")
-    return write_labels(source, f"{tmp_path}/posed", rows_of_everything, ["detect_keypoints", "propose"], POSED)
+    return write_labels(source, f"{tmp_path}/posed", rows_of_everything, tasks, POSED)
 
 
 def pose(truth: Document, shift: float) -> None:

@@ -219,6 +219,11 @@ def test_many_categories_are_shown_where_asked_for(command: Any, tmp_path: Path)
     assert all_of_them.count("more-19") > few.count("more-19")
 
 
+def test_confusion_score_that_is_no_number_is_refused(command: Any, labels: LabelDataset, tmp_path: Path) -> None:
+    ended = command(labels.url, "--truth", truth_of(tmp_path, TRUTH), "--confusion-score", "nan")
+    assert "nan is not a number" in str(ended.exception)
+
+
 def test_unfinished_job_is_said(command: Any, tmp_path: Path) -> None:
     labels = write_job(write_images("images"), "labels", units=1)
     ended = command(labels.url, "--truth", truth_of(tmp_path, TRUTH))

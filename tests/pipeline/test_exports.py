@@ -96,6 +96,15 @@ def test_labels_without_keypoints_are_one_line(labels: LabelDataset, tmp_path: P
         exporter_of("coco-keypoints").write(labels, f"{tmp_path}/labels.json")
 
 
+@pytest.mark.parametrize("name", ["coco", "coco-results"])
+def test_labels_without_objects_are_one_line(name: str, tmp_path: Path) -> None:
+    source = write_images(f"{tmp_path}/images", 1)
+    labels = write_labels(source, f"{tmp_path}/labels", lambda _: {"segments": []}, ["segment_semantic"])
+    with pytest.raises(UserError, match="no objects: label with --task detect"):
+        exporter_of(name).write(labels, f"{tmp_path}/labels.json")
+    assert not (tmp_path / "labels.json").exists()
+
+
 def test_coco_document_holds_the_committed_images_that_could_be_read(labels: LabelDataset, tmp_path: Path) -> None:
     document = exported("coco", labels, tmp_path)
     keys = labels.table("images").to_table()["key"].to_pylist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -207,6 +208,11 @@ def test_worst_is_the_lowest_mean_score_of_what_is_drawn(report: Callable[..., P
     assert "mean score 0.850" not in text
 
 
+def test_threshold_is_compared_as_scores_are_kept(report: Callable[..., Page]) -> None:
+    text = report(gallery=1, score_threshold=0.9).text  # none of float32 is exactly that
+    assert re.search(r"mean score 0\.900 32 × 24 pixels 1 ", text)
+
+
 def test_pictures_shrink_to_fit(tmp_path: Path, report: Callable[..., Page], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "BYTES", 60_000)
     noise = np.random.default_rng(0)
@@ -279,6 +285,23 @@ def test_truth_is_measured_and_says_what_is_worst(
         assert confused[(HOSTILE[7 - ours].name, HOSTILE[ours].name)] == count
     assert page.specs["Can scores be trusted?"]["layer"][0]["data"]["values"]
     assert "Headline figures of boxes" in page.text
+
+
+def test_f1_leaves_out_what_evaluate_leaves_out(tmp_path: Path, report: Callable[..., Page]) -> None:
+    categories = CategorySet([*HOSTILE, Category(9, "not in the truth")])
+
+    def rows(image: Row) -> dict[str, list[Row]]:
+        found = hostile_rows(image)["annotations"]
+        return {"annotations": [*found, *(row | {"category_id": 9, "category": categories[9].name} for row in found)]}
+
+    dataset = write_labels(write_images(f"{tmp_path}/images", 3), f"{tmp_path}/labels", rows, ("detect",), categories)
+    truth = Path(write_truth(dataset, tmp_path / "truth.json", wrong=-1))
+    document = json.loads(truth.read_text())
+    known = [one for one in document["annotations"] if one["category_id"] != 9 and one["image_id"] != FAILED]
+    known[-1] |= {"iscrowd": 1}  # what was found there is neither right nor wrong
+    unknown = [one | {"category_id": 77} for one in known]
+    truth.write_text(json.dumps(document | {"annotations": known + unknown}))
+    assert set(re.findall(r"F1 (\d\.\d+)", report(dataset, truth=str(truth)).text)) == {"1.000"}
 
 
 def test_command_writes_it(labels: LabelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -311,13 +311,14 @@ def test_threshold_is_compared_as_scores_are_kept(labels: LabelDataset) -> None:
         (("--score-threshold", "list.json"), "list.json should hold"),
         (("--score-threshold", "text.json"), "text.json is no JSON"),
         (("--score-threshold", "null.json"), "null.json should hold"),
+        (("--score-threshold", "deep.json"), "deep.json is no JSON"),
     ],
 )
 def test_mistake_is_one_line(
     labels: LabelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, content in {"list": "[1]", "text": "leaf: 1", "null": '{"leaf": null}'}.items():
+    for name, content in {"list": "[1]", "text": "leaf: 1", "null": '{"leaf": null}', "deep": "[" * 10**5}.items():
         Path(f"{name}.json").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
         export(labels, tmp_path / "out.json", *arguments)
