@@ -33,7 +33,8 @@ def cluster(address: str | None) -> Iterator[None]:
         with _stderr_closed(), _own_signals():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at --address {address}: {error}") from error
+        what = f"no Ray cluster answers at --address {address}" if address else "Ray can't be started here"
+        raise UserError(f"{what}: {error}") from error
     try:
         with redirect_stdout(cast(TextIO, _WithoutRay(sys.stdout))):
             yield

@@ -207,7 +207,8 @@ def _told(_: Request, error: Exception) -> Response:
         return _json({"error": error.detail}, error.status_code)
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
-        return _json({"error": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 400)
+        where = ".".join(map(str, first["loc"]))
+        return _json({"error": f"{where}: {first['msg']}" if where else first["msg"]}, 400)
     return _json({"error": str(error)}, 410 if isinstance(error, SourceError) else 400)
 
 

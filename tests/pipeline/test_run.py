@@ -22,7 +22,7 @@ from shards import write_files, write_list, write_parquet, write_tar
 from prelabel.pipeline import Job, graph, open_dataset, resume, run, status
 from prelabel.pipeline.progress import Progress
 from prelabel.pipeline.runner import dry_run
-from prelabel.schemas.errors import JobError, ModelError, PrelabelError, SourceError
+from prelabel.schemas.errors import JobError, ModelError, PrelabelError, SourceError, UserError
 from prelabel.schemas.tables import TABLES
 
 HERE = Path(__file__).parent
@@ -34,6 +34,22 @@ def _ray() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     with graph.cluster(None):
         yield
+
+
+def test_a_cluster_that_runs_here_is_joined_by_its_address_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def init(address: str, **how: Any) -> None:
+        asked.append(address)
+        raise ConnectionError("nobody")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    for address in (None, "auto"):
+        with pytest.raises(UserError, match="nobody"), graph.cluster(address):
+            pass
+    assert asked == ["local", "auto"]
 
 
 def pictures(count: int) -> dict[str, bytes]:
