@@ -35,3 +35,8 @@ class JobError(PrelabelError):
 def one_line(error: object) -> str:
     """What somebody else's error says, to be part of a message here."""
     return " ".join(str(error).split())
+
+
+def printable(text: str) -> str:
+    """Somebody else's text without what would steer a terminal: `\\x1b` stands for that character."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

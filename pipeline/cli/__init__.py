@@ -19,7 +19,7 @@ from prelabel.pipeline.cli.tables import export, query
 from prelabel.pipeline.cli.terminal import INTERRUPTED
 from prelabel.pipeline.logs import event, is_json, json_lines, tell
 from prelabel.pipeline.options import option
-from prelabel.schemas.errors import PrelabelError
+from prelabel.schemas.errors import PrelabelError, printable
 
 BUG = 1
 
@@ -64,7 +64,7 @@ def main() -> None:
         try:
             code = cli.main(prog_name="prelabel", standalone_mode=False, obj=at_end)
         except PrelabelError as error:
-            code = _failed(str(error), error.exit_code)
+            code = _failed(printable(str(error)), error.exit_code)
         except click.ClickException as error:
             where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "prelabel"
             code = _failed(f"{error.format_message().rstrip('.')}; see `{where} --help`", error.exit_code)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prelabel.pipeline.evaluate.figures import Confusion, Detections, Evaluation, MatchedImages, Metrics, ScoreQuality
-from prelabel.pipeline.evaluate.truth import printable
+from prelabel.schemas.errors import printable
 
 MOST_CATEGORIES = 20
 """More are shown only where asked for."""
@@ -26,7 +26,7 @@ _SHOWN_OF_OBJECTS = ("AP", "AP50", "AP75", "AR100", "AP_small", "AP_medium", "AP
 def headline(found: Evaluation) -> Iterator[str]:
     """A line for each kind of figures, then what images there are beside those measured."""
     for kind, metrics in found.items():
-        yield f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        yield f"{kind}: " + "  ".join(f"{name} {_number(value)}" for name, value in metrics.items())
     yield from _images(found.images)
 
 

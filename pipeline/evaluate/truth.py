@@ -18,7 +18,7 @@ from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.evaluate.figures import MatchedImages, Names
 from prelabel.pipeline.storage import read_input
 from prelabel.schemas.categories import ALIASES, CategorySet
-from prelabel.schemas.errors import UserError
+from prelabel.schemas.errors import UserError, printable
 
 Needed = dict[str, dict[str, type]]
 
@@ -201,8 +201,3 @@ def _names(ours: CategorySet, categories: dict[int, int], document: dict[str, An
 
 def _known_as(name: object) -> str:
     return ALIASES.get(name, name) if isinstance(name, str) else ""
-
-
-def printable(text: str) -> str:
-    """Without what would steer the terminal."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

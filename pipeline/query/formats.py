@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prelabel.pipeline.query.connection import batches_of, wait
-from prelabel.schemas.errors import UserError, one_line
+from prelabel.schemas.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -94,7 +94,7 @@ WRITERS: dict[str, Callable[[BinaryIO, pa.Schema], Any]] = {
 def show(connection: DuckDBPyConnection, answer: DuckDBPyRelation, rows: int) -> None:
     """Prints the first rows of an answer, and how many there are."""
     found = wait(connection, lambda: answer.limit(rows + 1).fetchall())
-    names = [_printable(name) for name in answer.columns]
+    names = [printable(name) for name in answer.columns]
     numeric = [kind.id in NUMBERS for kind in answer.types]
     console = Console()
     console.print(_table(names, numeric, [[_cell(value) for value in row] for row in found[:rows]], console.width))
@@ -126,7 +126,7 @@ def _table(names: list[str], numeric: list[bool], cells: list[list[str]], width:
 
 
 def _cell(value: object) -> str:
-    text = _printable(_text(value))
+    text = printable(_text(value))
     half = LONGEST_TEXT // 2
     return text if len(text) <= LONGEST_TEXT else f"{text[:half]}…{text[-half:]}"
 
@@ -137,8 +137,3 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_text, value)) + "]"
     return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
-
-
-def _printable(text: str) -> str:
-    """Without what would steer the terminal."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

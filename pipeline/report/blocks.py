@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from prelabel.schemas.errors import printable
+
 LONGEST_TEXT = 160
 LONGEST_NAME = 32
 Cell = str | int | float | None
@@ -94,9 +96,9 @@ def shown(text: str, longest: int = LONGEST_TEXT) -> str:
     """A text of unknown origin: without passwords and signatures of URLs, on one line, and not too long."""
     public = re.sub(r"(?<=://)[^/?#]*@", "", text)
     public = re.sub(r"(?<=\?).*", "…", public) if "://" in public else public
-    printable = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in public[: 2 * longest])
+    told = printable(public[: 2 * longest])
     half = longest // 2
-    return printable if len(printable) <= longest else f"{printable[:half]}…{printable[-half:]}"
+    return told if len(told) <= longest else f"{told[:half]}…{told[-half:]}"
 
 
 def short_names(names: Mapping[int, str]) -> dict[int, str]:

@@ -203,6 +203,7 @@ def test_place_without_a_job_is_refused(prelabel: Prelabel, arguments: tuple[str
         (("export", "coco", "labels", "--to", "."), "can't write"),
         (("evaluate", "labels", "--truth", "nowhere.json"), "check the path"),
         (("status", "s4://bucket/labels"), "check the part before ://"),
+        (("status", "\x1b[31mred\u202e"), r"\\x1b\[31mred\\u202e holds no job"),
         ((*GIVEN, "--workers", "many"), "--workers: .*neither a number nor MIN:MAX"),
         (("demo", "--output", "labels"), "not empty"),
     ],
