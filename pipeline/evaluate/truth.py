@@ -91,7 +91,7 @@ def read_truth(url: str, dataset: LabelDataset) -> Truth:
             raise UserError(
                 f"--truth {url} is no COCO {name} document: {part} must be a list, each with {keys} as COCO has them"
             )
-    _check_each_image_is_one(document, url)
+    _check_unique(document, url, is_panoptic)
     images, matched = _matching_images(dataset, document, url, is_panoptic)
     categories = _matching_categories(dataset.categories, document, url)
     names = _names(dataset.categories, categories, document)
@@ -118,11 +118,12 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (not isinstance(value, int) or abs(value) < 2**63)
 
 
-def _check_each_image_is_one(document: dict[str, Any], url: str) -> None:
-    for key in ("id", "file_name"):
-        for value, times in Counter(image[key] for image in document["images"]).most_common(1):
+def _check_unique(document: dict[str, Any], url: str, is_panoptic: bool) -> None:
+    unique = [("images", "id"), ("images", "file_name"), ("categories", "id")]
+    for part, key in [*unique, ("annotations", "image_id")] if is_panoptic else unique:
+        for value, times in Counter(item[key] for item in document[part]).most_common(1):
             if times > 1:
-                raise UserError(f"--truth {url} has {times} images of the {key} {value!r}: each must have its own")
+                raise UserError(f"--truth {url} has {times} {part} of the {key} {value!r}: each must have its own")
 
 
 def _matching_images(

@@ -129,12 +129,19 @@ def test_images_of_other_sizes_are_said(measure: Callable, truth: Document, capl
     assert re.search("1 images had another size.* image-0.png", caplog.text)
 
 
-@pytest.mark.parametrize("change", [{"id": 100}, {"file_name": "image-0.png"}])
-def test_images_of_the_truth_that_cannot_be_told_apart_are_refused(
-    measure: Callable, truth: Document, change: dict[str, object]
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("images", {"id": 1}, "2 images of the file_name 'image-0.png'"),
+        ("images", {"file_name": "other.png"}, "2 images of the id 100"),
+        ("categories", {"name": "tree"}, "2 categories of the id 2"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(
+    measure: Callable, truth: Document, part: str, change: dict[str, object], message: str
 ) -> None:
-    truth["images"].append({"id": 1, "file_name": "other.png", "height": HEIGHT, "width": WIDTH} | change)
-    with pytest.raises(UserError, match=f"has 2 images of the {next(iter(change))} "):
+    truth[part].append(truth[part][0] | change)
+    with pytest.raises(UserError, match=message):
         measure(truth)
 
 

@@ -338,6 +338,7 @@ def test_png_that_does_not_fit_is_one_line(
     [
         ({"file_name": "/dev/zero"}, "file_name '/dev/zero' leads out"),
         ({"file_name": "../truth.json"}, "leads out"),
+        ({"image_id": 1000}, "2 annotations of the image_id 1000"),
         ({"file_name": 7}, "no COCO panoptic document: annotations"),
         ({"segments_info": {}}, "no COCO panoptic document: annotations"),
         ({"segments_info": [{"id": 0, "category_id": 2, "iscrowd": 0}]}, "no COCO panoptic document: annotations"),
