@@ -1,99 +1,33 @@
-"""The review server: the right images for each filter, verdicts that stay, and nothing for other sites' pages."""
+"""The review server: the right images for each filter, and verdicts that stay."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from jobs import CATEGORIES, FAILED, HEIGHT, WIDTH, annotation_row, ring
-from labels import Row, keypoints_of, segment_row, write_labels
+from jobs import FAILED, HEIGHT, WIDTH
+from labels import Row
 from PIL import Image
 from pycocotools import mask as coco_mask
-from shards import write_files
+from reviewed import CHANGED, GONE, IMAGES, TIFF, TURNED, built, client_of, encoded, pixels, say, write_job
 from starlette.testclient import TestClient
 
 from prelabel.pipeline.colors import color_of
 from prelabel.pipeline.dataset import LabelDataset, open_dataset
 from prelabel.pipeline.query import connect
-from prelabel.pipeline.review import Review, open_review
-from prelabel.pipeline.review.app import app_of
+from prelabel.pipeline.review import open_review
 from prelabel.pipeline.reviews import Review as Said
 from prelabel.pipeline.reviews import write_reviews
 from prelabel.pipeline.storage import Storage
 from prelabel.schemas.errors import JobError, UserError
 from prelabel.schemas.tables import TABLES
-
-IMAGES = 12
-PRELABEL = "from prelabel.pipeline.cli import main; main()"
-TURNED, TIFF, GONE, CHANGED = 1, 2, 7, 8
-"""image_ids of those that are not like the others; FAILED is 4."""
-OF_THE_PAGE = {"X-Prelabel": "1"}
-
-
-def pixels(image_id: int) -> np.ndarray:
-    return np.random.default_rng(image_id).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-
-
-def encoded(image_id: int) -> tuple[str, bytes]:
-    """The key, and the file: of chance, but red above and blue below where the pixels lie on their side."""
-    file, image = io.BytesIO(), Image.fromarray(pixels(image_id))
-    if image_id == TURNED:
-        image = Image.new("RGB", (WIDTH, HEIGHT), "red")
-        image.paste("blue", (0, HEIGHT // 2, WIDTH, HEIGHT))
-        exif = Image.Exif()
-        exif[274] = 6  # to be shown turned to the right
-        image.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif)
-        return f"{image_id:02d} turned.jpg", file.getvalue()
-    if image_id == TIFF:
-        image.save(file, "TIFF")
-        return f"{image_id:02d} <b>&amp;'\"%2e.tif", file.getvalue()
-    image.save(file, "PNG")
-    return f"{image_id:02d}.png", file.getvalue()
-
-
-def rows(image: Row) -> dict[str, list[Row]]:
-    """Up to four objects with scores of chance; in some images a segment, too."""
-    image_id, rng = image["image_id"], np.random.default_rng(image["image_id"])
-    kinds = {TURNED: {"orientation": 6, "format": "jpeg"}, TIFF: {"format": "tiff"}}
-    digest = hashlib.sha256(encoded(image_id)[1]).hexdigest()
-    image |= {"digest": digest} | kinds.get(image_id, {}) | ({"width": WIDTH + image_id} if image_id > 9 else {})
-    if image_id == FAILED:
-        return {"annotations": [], "segments": [], "proposals": []}
-    scores = np.sort(rng.random(image_id % 5).astype(np.float32))[::-1]
-    image["num_annotations"] = len(scores)
-    objects = [
-        annotation_row(image_id, rank) | {"score": float(score), "keypoints": keypoints_of(rank)}
-        for rank, score in enumerate(scores)
-    ]
-    for one in objects:
-        category = list(CATEGORIES)[int(rng.integers(2))]
-        one |= {"category_id": category.id, "category": category.name}
-    segments = [segment_row(image_id, 1, CATEGORIES[5], ring(0)) | {"score": 0.5}] if image_id % 3 == 0 else []
-    boxes = [{"proposal_id": image_id * 65_536 + k, "image_id": image_id, "score": 1 - k / 200} for k in range(150)]
-    proposals = [box | {"bbox": annotation_row(0, 0)["bbox"], "model": "m"} for box in boxes]
-    return {"annotations": objects, "segments": segments, "proposals": proposals}
-
-
-def write_job(folder: Path, units: int | None = None) -> LabelDataset:
-    source = folder / "images"
-    write_files(str(source), dict(map(encoded, range(IMAGES))))
-    dataset = write_labels(str(source), str(folder / "labels"), rows, ("detect",), units=units)
-    (source / encoded(GONE)[0]).unlink()
-    (source / encoded(CHANGED)[0]).write_bytes(encoded(0)[1])
-    return dataset
 
 
 @pytest.fixture(scope="module")
@@ -115,20 +49,6 @@ def client(dataset: LabelDataset) -> TestClient:
 def fresh(tmp_path: Path) -> LabelDataset:
     """A job for whom writes reviews."""
     return write_job(tmp_path)
-
-
-def built(review: Review) -> Review:
-    review.index.build()
-    return review
-
-
-def client_of(review: Review, token: str | None = None) -> TestClient:
-    return TestClient(app_of(review, token), base_url="http://localhost", headers=OF_THE_PAGE, follow_redirects=False)
-
-
-def say(client: TestClient, *reviews: Row) -> Any:
-    blank = {"annotation_id": None, "verdict": None, "note": None}
-    return client.post("/api/verdicts", json={"reviews": [blank | review for review in reviews]})
 
 
 def ids(client: TestClient, query: str) -> list[int]:
@@ -431,111 +351,6 @@ def test_text_and_categories_stay_text(fresh: LabelDataset) -> None:
     answer = client.get("/api/images?text=%27%22%25%32%65.tif")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json()["images"][0]["key"] == fresh.table("images").to_table()["key"][TIFF].as_py()
-
-
-def test_other_sites_are_refused(client: TestClient) -> None:
-    assert client.get("/api/job", headers={"Host": "evil.example"}).status_code == 400
-    assert client.get("/api/job", headers={"Host": "127.0.0.1:8000"}).status_code == 200
-    assert client.get("/api/job", headers={"Host": "[::1]:8000"}).status_code == 200
-    assert client.get("/api/job", headers={"Host": "["}).status_code == 400
-    body = {"reviews": []}
-    for headers in ({"X-Prelabel": "0"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
-        assert client.post("/api/verdicts", json=body, headers=headers).status_code == 403
-    assert client.post("/api/verdicts", json=body, headers={"Origin": "http://localhost"}).status_code == 200
-
-
-def test_pages_elsewhere_get_no_answers_from_a_browser(client: TestClient) -> None:
-    picture = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
-    link = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
-    for site, how, code in (
-        ("cross-site", picture, 403),
-        ("same-site", picture, 403),  # another port of this machine
-        ("cross-site", link | {"Sec-Fetch-Dest": "iframe"}, 403),
-        ("cross-site", link, 200),
-        ("same-origin", picture, 200),
-        ("none", link, 200),
-    ):
-        assert client.get("/api/images", headers=how | {"Sec-Fetch-Site": site}).status_code == code
-
-
-def test_answers_may_not_be_framed_sniffed_or_load_anything_from_elsewhere(client: TestClient) -> None:
-    for url in ("/", "/api/job", "/api/images/0/file", "/static/none", "/none"):
-        headers = client.get(url).headers
-        policy = headers["content-security-policy"]
-        assert {"default-src 'self'", "object-src 'none'", "frame-ancestors 'none'"} <= set(policy.split("; "))
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
-
-
-def test_a_token_is_asked_of_others(dataset: LabelDataset) -> None:
-    client = client_of(open_review(dataset, "anna"), token="s3cret")
-    for url in ("/", "/api/job", "/static/app.js", "/?token=wrong", "/?token=%FF", "/?token="):
-        assert client.get(url).status_code == 403
-    assert client.get("/api/job", headers={"Cookie": "prelabel-token=wrong"}).status_code == 403
-    answer = client.get("/?token=s3cret&page=2")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/?page=2")
-    assert {"httponly", "samesite=strict"} <= set(answer.headers["set-cookie"].lower().split("; "))
-    assert client.get("/api/job", headers={"Host": "any.example"}).status_code == 200
-    assert say(client).status_code == 200
-
-
-def test_servers_at_two_ports_of_a_host_each_have_their_token(dataset: LabelDataset) -> None:
-    servers = {token: client_of(open_review(dataset, "anna"), token) for token in ("one", "two")}
-    cookies = {}
-    for token, server in servers.items():
-        assert server.get(f"/?token={token}").status_code == 303
-        cookies |= dict(server.cookies)
-    for server in servers.values():
-        server.cookies.update(cookies)  # as a browser sends them to all ports of a host
-        assert server.get("/api/job").status_code == 200
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd", "/static/%00", "/etc"],
-)
-def test_no_file_but_the_page_s_is_served(path: str, client: TestClient) -> None:
-    assert client.get(path).status_code in (400, 404)
-
-
-@pytest.fixture
-def serving(dataset: LabelDataset) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command as people start it, and its address."""
-    command = [sys.executable, "-c", PRELABEL, "review", dataset.url, "--no-open", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            line = process.stderr.readline()
-            found = re.search(r"http://127\.0\.0\.1:\d+/ ", line)
-            assert found, line
-            yield process, found[0].strip()
-        finally:
-            process.kill()
-
-
-def test_ctrl_c_stops_it_though_it_is_asked_much(serving: tuple[subprocess.Popen[str], str]) -> None:
-    process, address = serving
-    host, port = address.removeprefix("http://").strip("/").split(":")
-    endless = "/api/images?sql=(SELECT+count(*)+FROM+range(1000000)+a,+range(10000000)+b)>0"
-    with socket.create_connection((host, int(port))) as asking:
-        asking.sendall(f"GET {endless} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        with socket.create_connection((host, int(port))) as other:  # the first one is being worked on
-            other.sendall(b"GET /api/job HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            assert b"200 OK" in other.recv(1_000)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-    assert process.stderr is not None
-    assert process.stderr.read().strip() == "stopped"
-
-
-def test_a_taken_port_is_told_in_a_line(dataset: LabelDataset) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-c", PRELABEL, "review", dataset.url, "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert re.fullmatch(
-        r"prelabel: can't listen on 127\.0\.0\.1 port \d+: .* choose another --port or --host\n", done.stderr
-    )
 
 
 def test_a_panoptic_truth_is_refused(dataset: LabelDataset, tmp_path: Path) -> None:
