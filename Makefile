@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help install demo test lint format benchmark clean
+.PHONY: help install demo test browser lint format benchmark clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -19,6 +19,9 @@ demo: install  ## Label generated images with the bundled model and show where t
 
 test: install  ## Run all tests
 	PYTHONSAFEPATH=1 $(BIN)/python -m pytest
+
+browser:  ## Install Debian's Chromium, without which the tests of pages skip
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --yes chromium >/dev/null; }
 
 lint: install .namespace  ## Check style and types
 	$(BIN)/ruff check .
