@@ -17,6 +17,7 @@ import click
 from prelabel.pipeline.cli.terminal import INTERRUPTED, display
 from prelabel.pipeline.logs import tell
 from prelabel.pipeline.options import config_option, json_option, label_options, option, runtime_options
+from prelabel.pipeline.progress import Progress, duration, numbered
 from prelabel.schemas.errors import JobError, UserError
 
 
@@ -158,7 +159,6 @@ def status(url: str, watch: bool, every: float, as_json: bool) -> int:
 
 
 def _watch(url: str, every: float, as_json: bool) -> int:
-    from prelabel.pipeline.progress import Progress
     from prelabel.pipeline.summary import Summary, watch
 
     summary: Summary | None = None
@@ -228,7 +228,7 @@ def _print_dry_run(found: Any, price_per_hour: float | None, as_json: bool) -> N
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     lines = [
         f"would label {found.images:,} images ({found.num_bytes / 1e6:,.1f} MB as far as listed)",
-        f"in {found.units:,} units from {found.shards:,} shards: {', '.join(found.tasks)}",
+        f"in {numbered(found.units, 'unit')} from {numbered(found.shards, 'shard')}: {', '.join(found.tasks)}",
         *(_calibration_lines(trial, price_per_hour) if trial else ()),
         f"{len(names)} categories{': ' * bool(names)}{shown}; nothing was written",
     ]
@@ -236,8 +236,6 @@ def _print_dry_run(found: Any, price_per_hour: float | None, as_json: bool) -> N
 
 
 def _calibration_lines(trial: Any, price_per_hour: float | None) -> Iterator[str]:
-    from prelabel.pipeline.progress import duration, numbered
-
     failed = f", of which {trial.failed:,} failed" if trial.failed else ""
     yield (
         f"{numbered(trial.images, 'image')} on trial{failed}: {trial.images_per_second:,.2f} images/s by "

@@ -43,6 +43,8 @@ SELECT * EXCLUDE (place) FROM (
 ) WHERE place = 1 AND (verdict IS NOT NULL OR note IS NOT NULL)
 """
 """Of the reviews, what each reviewer said last of an image or object, unless it was taken back."""
+DAMAGE = ("magic bytes found at end of file 'parts://", "TProtocolException")
+"""What DuckDB says of Parquet that was cut off or overwritten."""
 T = TypeVar("T")
 
 
@@ -123,6 +125,8 @@ def wait(connection: DuckDBPyConnection, work: Callable[[], T]) -> T:
 
 def _refusal(error: Exception) -> PrelabelError:
     message, of_ours, _ = str(error).partition("\n\nLINE ")[0].partition("\n\nAt:\n")
-    if of_ours or message.startswith("Traceback"):  # how DuckDB 1 ends, and 2 begins, what CommittedParts raised
-        return JobError(f"a part can't be read ({message.splitlines()[-1]}): put it back, or label anew")
+    raised = of_ours or message.startswith("Traceback")  # how DuckDB 1 ends, and 2 begins, what CommittedParts raised
+    if raised or any(sign in message for sign in DAMAGE):
+        reason = message.splitlines()[-1]
+        return JobError(f"a part can't be read ({reason}): put it back, or see what `prelabel validate` says")
     return UserError(f"the query can't be answered: {one_line(message)}")

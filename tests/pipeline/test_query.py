@@ -125,7 +125,7 @@ def test_part_that_is_gone_is_an_error_and_not_fewer_rows(source: str, output: s
 def test_damaged_part_is_an_error(source: str, output: str) -> None:
     dataset = write_job(source, output)
     dataset.storage.put(f"annotations/{part_name(1)}", b"PAR1" + bytes(100))
-    with pytest.raises(UserError, match=part_name(1)):
+    with pytest.raises(JobError, match=f"{part_name(1)}.*prelabel validate"):
         query(dataset, "SELECT sum(score) FROM annotations", "csv")
 
 
