@@ -49,7 +49,7 @@ class DemoResult:
         yield f"  report    {self.output / 'report.html'} (all of this to look at, in a browser)"
         program = "prelabel" if shutil.which("prelabel") else sys.argv[0]  # make's environment is not on the path
         yield "three commands to try next:"
-        yield f"  {program} status {labels}"
+        yield f"  {program} review {labels} --truth {self.output / 'scenes' / 'instances.json'}"
         yield f"  {program} evaluate {labels} --truth {truth}"
         yield f"  {program} export coco-results {labels} --to {self.output / 'results.json'}"
 
