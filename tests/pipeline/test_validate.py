@@ -116,6 +116,7 @@ def test_a_commit_of_no_planned_unit_is_named_and_taken_back(storage: Storage) -
 def test_a_part_is_what_its_commit_says(storage: Storage, key: str, value: Any) -> None:
     edit(storage, COMMIT, lambda commit: commit["parts"]["proposals"].update({key: value}))
     found = validate(OUTPUT)
+    assert kinds(validate(OUTPUT, quick=True)) == {"rows": {"commit"}, "bytes": {"part"}, "sha256": set()}[key]
     assert kinds(found) == {"part"}
     assert [one.file for one in found.violations.kept] == ["proposals/part-00000000.parquet"]
 
@@ -156,6 +157,8 @@ def test_a_plan_has_its_files_as_they_were_written(storage: Storage, what: str) 
     found = validate(OUTPUT, fix=True)
     assert kinds(found) == {"plan"}
     assert (found.violations.kept[0].file, found.fixed) == (file, [])
+    lost = what in ("gone", "cut off", "other columns")
+    assert lost == any("3 committed units can't be looked at" in one.message for one in found.violations.kept)
     assert "put those files back from a copy" in "".join(found.lines(9))
 
 
