@@ -375,9 +375,6 @@ def test_of_many_violations_some_are_named_and_all_are_counted(made: Made) -> No
     assert found.violations.units == {0, 1}
 
 
-# The command
-
-
 def test_the_command_tells_people_and_programs(storage: Storage) -> None:
     run = partial(CliRunner().invoke, command, standalone_mode=False)
     assert run([OUTPUT]).return_value == 0
