@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from prelabel.operators.base import Segments
-from prelabel.operators.masks import MaskRuns, compiled
+from prelabel.operators.compiled import compiled
+from prelabel.operators.masks import MaskRuns
 from prelabel.schemas.rle import from_run_lengths
 
 STRIP_BYTES = 8 * 2**20

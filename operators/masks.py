@@ -12,11 +12,10 @@ kernel is compared with torch once per process; where no known way of rounding a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -24,9 +23,9 @@ import torch
 from numba.extending import intrinsic
 from torch.nn.functional import interpolate
 
+from prelabel.operators.compiled import compiled
 from prelabel.schemas.rle import Rle, area, bbox, encode, from_run_lengths, place
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Axis = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 ROUNDING_ERROR = np.float32(1e-6)
@@ -133,14 +132,6 @@ def torch_rounding(small: bool) -> Rounding | None:
         if np.array_equal(_resize(mask, *size, small, *rounding), expected):
             return rounding
     return None
-
-
-def compiled(function: Function) -> Function:
-    """Compiles on first use, outside of the GIL; kept on disk for the next process where a folder for it can be had."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba finds no folder that it may write to
-        return numba.njit(nogil=True)(function)
 
 
 @intrinsic

@@ -188,7 +188,17 @@ class Manifest:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for start in range(0, len(numbers), 1_000):
                 names = [f"{folder}/{unit_name(number)}" for number in numbers[start : start + 1_000]]
-                yield from map(orjson.loads, pool.map(self.storage.read, names))
+                for name, data in zip(names, pool.map(self.storage.read, names), strict=True):
+                    yield self._parsed(name, data)
+
+    def _parsed(self, name: str, data: bytes) -> dict[str, Any]:
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            url = self.storage.url
+            raise JobError(
+                f"{self.storage.path(name)} is damaged ({error}): `prelabel validate {url} --fix`"
+            ) from error
 
 
 def checksum(data: bytes) -> str:

@@ -38,7 +38,7 @@ def write_unit(
     commit = {
         "unit": unit,
         "parts": parts,
-        "counts": _counts(tables),
+        "counts": counts_of(tables),
         "timings": timings | {"write": round(perf_counter() - began, 3)},
         "committed": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     }
@@ -62,7 +62,8 @@ def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
     return buffer.getvalue().to_pybytes()
 
 
-def _counts(tables: dict[str, pa.Table]) -> dict[str, Any]:
+def counts_of(tables: dict[str, pa.Table]) -> dict[str, Any]:
+    """What a commit says under "counts" of a unit's tables."""
     images = tables["images"]
     codes = Counter(code for code in images["error_code"].to_pylist() if code is not None)
     counts: dict[str, Any] = {"images": len(images), "failed": dict(sorted(codes.items()))}

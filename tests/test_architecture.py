@@ -114,7 +114,7 @@ def test_every_plugin_is_registered() -> None:
         "weights",
         "scenes_network",
     }
-    shared |= {"classifier", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
+    shared |= {"classifier", "compiled", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
     shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch"}
     plugins = set().union(*PLUGINS)
     for package in ("operators", "operators.models", "pipeline.sources", "pipeline.exports"):

@@ -24,7 +24,7 @@ from prelabel.pipeline.validate.manifest import (
     look_around,
     read_failure,
 )
-from prelabel.pipeline.validate.parts import check_size, counts_of, read_part
+from prelabel.pipeline.validate.parts import check_size, read_part
 from prelabel.pipeline.validate.reviews import Reviewed
 from prelabel.pipeline.validate.rows import (
     Images,
@@ -38,6 +38,7 @@ from prelabel.pipeline.validate.rows import (
     check_segments,
 )
 from prelabel.pipeline.validate.violations import PROMISES, Validation, Violation, Violations, Wrong
+from prelabel.pipeline.writer import counts_of
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.job import JobRecord
 from prelabel.schemas.tables import file_metadata

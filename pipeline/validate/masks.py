@@ -6,14 +6,12 @@ The string form, and which run a number is the difference to, are those of `rleF
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import pyarrow as pa
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from prelabel.operators.compiled import compiled
 
 NO_STRING, NEGATIVE, TOO_LONG, TOO_SHORT = 1, 2, 3, 4
 FAULTS = {
@@ -108,15 +106,7 @@ def _find_overlaps(runs: Runs, rows: np.ndarray, layers: np.ndarray, found: np.n
         found[owners[shared + 1]] = owners[reached_by[shared]]
 
 
-def _compiled(function: Function) -> Function:
-    """Compiled on first use, outside of the GIL; kept on disk where a folder for it can be had."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba finds no folder that it may write to
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _number(data: np.ndarray, place: int, end: int) -> tuple[Any, int]:
     """The number whose 5-bit groups begin at a place, and the place after it; that is -1 where there is none."""
     number = shift = 0
@@ -134,7 +124,7 @@ def _number(data: np.ndarray, place: int, end: int) -> tuple[Any, int]:
     return 0, -1
 
 
-@_compiled
+@compiled
 def _measure(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -150,7 +140,7 @@ def _measure(
         areas[mask] = area
 
 
-@_compiled
+@compiled
 def _measure_one(data: np.ndarray, place: int, end: int, height: int, width: int, box: np.ndarray) -> tuple[int, int]:
     """The fault and the area of one mask; its box is written."""
     pixels = height * width
@@ -187,7 +177,7 @@ def _measure_one(data: np.ndarray, place: int, end: int, height: int, width: int
     return 0, area
 
 
-@_compiled
+@compiled
 def _runs_inside(data: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First pixel, pixel after the last, and place in `rows`, of each run inside of some masks."""
     most = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -94,10 +93,3 @@ def read_rows(
         violations.add("schema", f"has other columns than {table}", unit=unit, file=file)
         return None, None
     return read.rows, None
-
-
-def counts_of(tables: dict[str, pa.Table]) -> dict[str, Any]:
-    """What a commit says under "counts"."""
-    codes = Counter(code for code in tables["images"]["error_code"].to_pylist() if code is not None)
-    counts: dict[str, Any] = {"images": len(tables["images"]), "failed": dict(sorted(codes.items()))}
-    return counts | {name: len(rows) for name, rows in tables.items() if name != "images"}

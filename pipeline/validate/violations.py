@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from prelabel.schemas.errors import printable
+
 PROMISES = {
     "job": "job.json is whole, and its fingerprint is that of what it holds",
     "plan": "the plan is whole: units and image ids follow without a gap, and add up to what job.json says",
@@ -59,8 +61,7 @@ class Violation:
         unit = "" if self.unit is None else f"unit {self.unit}: "
         row = "" if self.row is None else f" row {self.row}"
         file = "" if self.file is None else f"{self.file}{row}: "
-        text = f"{unit}{file}{self.message}"
-        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        return printable(f"{unit}{file}{self.message}")
 
 
 class Wrong:

@@ -228,6 +228,16 @@ def test_damaged_job_is_one_line_that_names_the_file(content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_damaged_commit_is_one_line_that_says_how_to_mend_it(job: Job) -> None:
+    storage = Storage(OUTPUT)
+    plan(storage, job)
+    work(storage, job, pending(storage))
+    storage.put("_manifest/commits/00000001.json", b'{"unit": 1, ')
+    with pytest.raises(JobError, match=r"00000001.json is damaged .*prelabel validate .* --fix") as caught:
+        list(Manifest(storage).commits())
+    assert "\n" not in str(caught.value)
+
+
 def test_failures_are_counted_until_the_unit_is_committed(job: Job) -> None:
     plan(Storage(OUTPUT), job)
     manifest = Manifest(Storage(OUTPUT))
