@@ -9,6 +9,7 @@ import webbrowser
 
 import click
 
+from prelabel.pipeline.cli.terminal import tell_unfinished
 from prelabel.schemas.errors import UserError
 
 
@@ -44,8 +45,7 @@ def review(
     from prelabel.pipeline.review import Place, open_review, serve
 
     dataset = open_dataset(url)
-    if not dataset.is_complete:
-        click.echo(f"{url} is not finished: {len(dataset.units)} of {dataset.record.units} units are shown", err=True)
+    tell_unfinished(url, dataset, "shown")
 
     def ready(address: str) -> None:
         click.echo(f"reviewing {url} at {address} (Ctrl-C stops)", err=True)

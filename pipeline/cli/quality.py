@@ -6,6 +6,7 @@ import json
 
 import click
 
+from prelabel.pipeline.cli.terminal import tell_unfinished
 from prelabel.pipeline.options import Share, json_option
 
 
@@ -50,10 +51,7 @@ def evaluate(
     from prelabel.pipeline.evaluate.thresholds import write_thresholds
 
     dataset = open_dataset(url)
-    if not dataset.is_complete:
-        click.echo(
-            f"{url} is not finished: {len(dataset.units)} of {dataset.record.units} units are measured", err=True
-        )
+    tell_unfinished(url, dataset, "measured")
     found = measure(dataset, truth, confusion_score)
     if thresholds:
         write_thresholds(found, thresholds)
@@ -91,8 +89,7 @@ def compare(before: str, after: str, iou: float, score_threshold: float, images:
 
     jobs = open_dataset(before), open_dataset(after)
     for url, job in zip((before, after), jobs, strict=True):
-        if not job.is_complete:
-            click.echo(f"{url} is not finished: {len(job.units)} of {job.record.units} units are compared", err=True)
+        tell_unfinished(url, job, "compared")
     found = find_changes(*jobs, iou, score_threshold, images)
     if as_json:
         click.echo(json.dumps(found.to_dict()))

@@ -6,6 +6,8 @@ from typing import cast
 
 import click
 
+from prelabel.pipeline.cli.terminal import tell_unfinished
+
 
 @click.command()
 @click.argument("format_name", metavar="FORMAT")
@@ -61,10 +63,7 @@ def export(
     from prelabel.pipeline.terminal import Told, progress_bar
 
     exporter, dataset = exporter_of(format_name), open_dataset(url)
-    if not dataset.is_complete:
-        click.echo(
-            f"{url} is not finished: {len(dataset.units)} of {dataset.record.units} units are exported", err=True
-        )
+    tell_unfinished(url, dataset, "exported")
     lowest = score_thresholds(thresholds, dataset.categories)
     selection = dataset.select(lowest, categories or None, where, limit)
     with progress_bar(of="rows") as advance:
