@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,11 +92,8 @@ class LabelDataset:
 
     def _batches(self, name: str, parts: list[str], **scan: Any) -> Iterator[pa.RecordBatch]:
         for fragment in self._over(name, parts).get_fragments():
-            try:
+            with reading_part(fragment):
                 yield from fragment.to_batches(**scan, use_threads=False, batch_readahead=1)
-            except (OSError, pa.ArrowException) as error:
-                reason = one_line(error)
-                raise JobError(f"{fragment.path} can't be read ({reason}): put it back, or label anew") from error
 
     def rows(self, name: str, image_id: int) -> pa.Table:
         """An image's rows of a table, found by reading one part; none where the image's unit is not committed.
@@ -201,6 +199,15 @@ class LabelDataset:
         if paths and self.storage.is_local:
             return polars.scan_parquet(paths, glob=False)
         return polars.scan_pyarrow_dataset(self.table(name))
+
+
+@contextmanager
+def reading_part(part: ds.Fragment) -> Iterator[None]:
+    """Raises JobError, which names the part, where it is missing or damaged."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"{part.path} can't be read ({one_line(error)}): put it back, or label anew") from error
 
 
 def _format() -> ds.ParquetFileFormat:

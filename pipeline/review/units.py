@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.dataset import LabelDataset, reading_part
 from prelabel.pipeline.manifest import UNITS
 from prelabel.schemas.errors import JobError, one_line
 from prelabel.schemas.tables import TABLES, empty_table
@@ -86,10 +86,8 @@ class Units:
 
 
 def _read(part: ds.Fragment, columns: list[str] | None, filter: Any = None) -> pa.Table:
-    try:
+    with reading_part(part):
         return part.to_table(columns=columns, filter=filter, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise JobError(f"{part.path} can't be read ({one_line(error)}): put it back, or label anew") from error
 
 
 def _first_image_ids(dataset: LabelDataset) -> np.ndarray:
