@@ -11,8 +11,18 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
+from prelabel.schemas.errors import redacted
+
 _events = logging.getLogger("prelabel.events")
 _events.setLevel(logging.CRITICAL + 1)  # people are told in other ways
+
+
+class TextFormatter(logging.Formatter):
+    """A log record as a line for people, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As logging's own."""
+        return redacted(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -29,7 +39,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=str)
+        return redacted(json.dumps(told, default=str))
 
 
 class _Lines(io.TextIOBase):
@@ -81,4 +91,4 @@ def tell(name: str, message: str, level: int = logging.INFO, **facts: Any) -> No
     if is_json():
         event(name, message, level, **facts)
     else:
-        print(message, file=sys.stderr)
+        print(redacted(message), file=sys.stderr)

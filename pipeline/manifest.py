@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from prelabel.pipeline.plan import from_table, to_table
 from prelabel.pipeline.sources.base import Unit
 from prelabel.pipeline.storage import Storage, reaching
-from prelabel.schemas.errors import JobError
+from prelabel.schemas.errors import JobError, redacted
 from prelabel.schemas.job import JobRecord
 
 FOLDER = "_manifest"
@@ -181,7 +181,7 @@ class Manifest:
             attempts = orjson.loads(self.storage.read(name))["attempts"]
         except FileNotFoundError:
             attempts = 0
-        what = {"unit": unit, "attempts": attempts + 1, "error": reason, "message": message, "final": final}
+        what = {"unit": unit, "attempts": attempts + 1, "error": reason, "message": redacted(message), "final": final}
         self.storage.put(name, to_json(what))
 
     def _contents(self, folder: str, numbers: list[int]) -> Iterator[dict[str, Any]]:

@@ -9,12 +9,23 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from prelabel.schemas.errors import UserError
+from prelabel.schemas.errors import UserError, redacted
 
+
+def _without_secret(url: str) -> str:
+    if "://" in url and redacted(url) != url:
+        raise ValueError(
+            f"{redacted(url)} holds a secret, which the job would write down: keep credentials where fsspec looks for "
+            "them (environment variables, configuration files); signed URLs of images may stand in a list"
+        )
+    return url
+
+
+Url = Annotated[str, AfterValidator(_without_secret)]
 Positive = Annotated[int, Field(gt=0)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_without_secret)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OF_A_MODEL = ("weights", "categories", "score_threshold", "task")
 """Options that may be said of one model: `MODEL=VALUE`."""
@@ -67,7 +78,7 @@ class Labels(_Section):
         unit_images, unit_bytes: where the planner cuts a shard into units
     """
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    sources: Annotated[tuple[Url, ...], Field(min_length=1)]
     models: tuple[ModelChoice, ...]
     include: tuple[str, ...] = ()
     image_column: str | None = None
@@ -147,7 +158,7 @@ class Runtime(_Section):
 class Job(_Section):
     """One run's configuration and the URL of its output directory."""
 
-    output: str
+    output: Url
     labels: Labels
     runtime: Runtime = Runtime()
 

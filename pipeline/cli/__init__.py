@@ -17,7 +17,7 @@ from prelabel.pipeline.cli.quality import compare, evaluate
 from prelabel.pipeline.cli.reporting import report
 from prelabel.pipeline.cli.tables import export, query
 from prelabel.pipeline.cli.terminal import INTERRUPTED
-from prelabel.pipeline.logs import event, is_json, json_lines, tell
+from prelabel.pipeline.logs import TextFormatter, event, is_json, json_lines, tell
 from prelabel.pipeline.options import option
 from prelabel.schemas.errors import PrelabelError, printable
 
@@ -48,7 +48,9 @@ def cli(verbose: bool) -> None:
     prelabel status LABELS
     prelabel export coco LABELS --to labels.json
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s")  # does nothing where --log-json has been here
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])  # does nothing where --log-json has been here
     logging.getLogger().setLevel(logging.DEBUG if verbose else logging.ERROR)
     logging.getLogger("prelabel").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
