@@ -88,12 +88,28 @@ class LabelDataset:
         Raises:
             JobError: there is no such table, or one of its parts is missing or damaged.
         """
-        return self._batches(name, self.parts(name), columns=columns)
+        return self.read_parts(name, self.parts(name), columns=columns)
 
-    def _batches(self, name: str, parts: list[str], **scan: Any) -> Iterator[pa.RecordBatch]:
+    def read_parts(self, name: str, parts: list[str], **scan: Any) -> Iterator[pa.RecordBatch]:
+        """The rows of some parts of a table, a row group at a time; `scan` is what a pyarrow fragment's scanner takes.
+
+        Raises:
+            JobError: a part is missing or damaged.
+        """
         for fragment in self._over(name, parts).get_fragments():
             with reading_part(fragment):
                 yield from fragment.to_batches(**scan, use_threads=False, batch_readahead=1)
+
+    @property
+    def origin(self) -> LabelDataset:
+        """The job's labels, all of them: itself."""
+        return self
+
+    def gated(self) -> LabelDataset:
+        """The same labels for an export: `batches` checks them, and raises JobError where one breaks a promise."""
+        from prelabel.pipeline.gate import GatedDataset
+
+        return GatedDataset(self.url)
 
     def rows(self, name: str, image_id: int) -> pa.Table:
         """An image's rows of a table, found by reading one part; none where the image's unit is not committed.
@@ -103,11 +119,11 @@ class LabelDataset:
         """
         place = bisect_right(self.units, image_id, key=self._first_image_id) - 1
         parts = self.parts(name)[max(place, 0) : place + 1]
-        batches = self._batches(name, parts, filter=pc.field("image_id") == image_id)
+        batches = self.read_parts(name, parts, filter=pc.field("image_id") == image_id)
         return pa.Table.from_batches(batches, TABLES[name])
 
     def _first_image_id(self, unit: int) -> int:
-        first = next(self._batches("images", [f"images/{part_name(unit)}"], columns=["image_id"]))
+        first = next(self.read_parts("images", [f"images/{part_name(unit)}"], columns=["image_id"]))
         return int(first["image_id"][0].as_py())
 
     def masks(self, image_id: int) -> dict[int, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -78,6 +79,17 @@ class Selection:
         # as scores are kept, so that an object of 0.7 passes 0.7
         self._lowest = pa.array([thresholds.get(one.name, -math.inf) for one in self.categories], pa.float32())
         self._connection = None if where is None else _connect_where(dataset, where)
+
+    @property
+    def origin(self) -> LabelDataset:
+        """The job's labels, all of them."""
+        return self._dataset
+
+    def gated(self) -> Selection:
+        """The same, of `LabelDataset.gated`."""
+        gated = copy.copy(self)
+        gated._dataset = self._dataset.gated()
+        return gated
 
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The selected rows of a table, as `LabelDataset.batches`: a batch of all rows is in memory at a time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import shutil
@@ -22,12 +23,12 @@ from prelabel.schemas.errors import JobError, PrelabelError, UserError, one_line
 TEMPORARY = "_manifest/temporary"
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "prelabel")
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+FINAL_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def _is_transient(error: BaseException) -> bool:
     """Whether trying again may help: what a disk or a server answers for good is not tried again."""
-    no_space = isinstance(error, OSError) and error.errno == 28
-    return isinstance(error, OSError) and not isinstance(error, FINAL_ERRORS) and not no_space
+    return isinstance(error, OSError) and not isinstance(error, FINAL_ERRORS) and error.errno not in FINAL_NUMBERS
 
 
 patiently = retry(
@@ -39,14 +40,14 @@ patiently = retry(
 """Decorator: repeats a storage call on a transient failure, five times at most, with growing pauses."""
 
 
-def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL or local path, and the path within it.
+def open_url(url: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL or local path, and the path within it; `options` are the file system's own.
 
     Raises:
         UserError: no file system answers to the URL's protocol, or its package is not installed.
     """
     try:
-        return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(os.fspath(url)))
+        return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(os.fspath(url), **options))
     except (ImportError, ValueError) as error:
         extra = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "http": "http", "https": "http"}
         scheme = url.split("://")[0]
@@ -59,10 +60,24 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
+@contextmanager
+def _asking(path: str) -> Iterator[None]:
+    """Sorts what storage libraries answer: refusals name the object, and their own exceptions become OSErrors."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"{path}: {_reason(error)}") from error
+    except Exception as error:
+        if isinstance(error, OSError | PrelabelError) or type(error).__module__ == "builtins":
+            raise
+        raise OSError(f"{path}: {_reason(error)}") from error
+
+
 @patiently
 def read_file(fs: fsspec.AbstractFileSystem, path: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes of a file, or its range [start, end); a short answer counts as a failure and is asked for again."""
-    data = fs.cat_file(path, start=start, end=end)
+    with _asking(path):
+        data = fs.cat_file(path, start=start, end=end)
     if end is not None and len(data) != end - (start or 0):
         raise OSError(f"{path}: {len(data)} bytes came back for the range {start or 0}-{end}")
     return cast(bytes, data)
@@ -92,7 +107,8 @@ class Storage:
     """One folder of a local disk or a bucket; names are relative to it, with forward slashes."""
 
     def __init__(self, url: str) -> None:
-        self.fs, self.root = open_url(url)
+        # What other processes have written is seen at once only where no listing is kept.
+        self.fs, self.root = open_url(url, use_listings_cache=False)
         self.url: str = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -123,7 +139,8 @@ class Storage:
     def names(self, folder: str) -> list[str]:
         """The sorted base names of the files in a folder; an absent folder has none."""
         try:
-            listed = self.fs.ls(self.path(folder), detail=False, refresh=True)
+            with _asking(self.path(folder)):
+                listed = self.fs.ls(self.path(folder), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name for path in listed if not (name := posixpath.basename(path)).startswith("."))
@@ -137,39 +154,55 @@ class Storage:
         """
         path = self.path(name)
         if not self.is_local:
-            self.fs.pipe_file(path, data)
+            with _asking(path):
+                self.fs.pipe_file(path, data)
             return
         temporary = self.path(f"{TEMPORARY}/{uuid.uuid4().hex}")
         for folder in (os.path.dirname(path), os.path.dirname(temporary)):
-            os.makedirs(folder, exist_ok=True)
+            _make_folder(folder)
         try:
             _write_and_sync(temporary, data)
             os.replace(temporary, path)
+        except FileNotFoundError as error:  # another runner has swept the temporary files: try again
+            raise OSError(f"{temporary} has gone before it was {path}") from error
         finally:
             Path(temporary).unlink(missing_ok=True)
         _sync_folder(os.path.dirname(path))
+
+    @patiently
+    def add(self, name: str, data: bytes) -> None:
+        """Writes a file of a folder that nobody reads before it is whole: without the care that `put` takes."""
+        if self.is_local:
+            path = Path(self.path(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        else:
+            self.fs.pipe_file(self.path(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes the file only if there is none of that name; False if there is one. One of two racers wins."""
         path = self.path(name)
         try:
             if self.is_local:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                _make_folder(os.path.dirname(path))
                 _write_and_sync(path, data)
             else:
-                self.fs.pipe_file(path, data, mode="create")
-        except OSError:
+                with _asking(path):
+                    self.fs.pipe_file(path, data, mode="create")
+        except OSError as error:
             # What was reported as failed may have been done: only reading it back tells.
-            if not self.exists(name):
-                raise
-            return self.read(name) == data
+            try:
+                return self.read(name) == data
+            except FileNotFoundError:
+                raise error from None
         return True
 
     @patiently
     def delete(self, name: str) -> None:
         """Removes the file if it is there."""
         try:
-            self.fs.rm_file(self.path(name))
+            with _asking(self.path(name)):
+                self.fs.rm_file(self.path(name))
         except FileNotFoundError:
             return
 
@@ -185,7 +218,7 @@ class Storage:
 
     def check_writable(self) -> None:
         """Raises JobError if nothing can be written here."""
-        probe = f"_manifest/.{uuid.uuid4().hex}.probe"
+        probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
         with reaching(f"write to {self.url}"):
             self.put(probe, b"")
             self.delete(probe)
@@ -201,6 +234,17 @@ def reaching(what: str) -> Iterator[None]:
         if is_bug or isinstance(error, PrelabelError):
             raise
         raise _unable(what, error) from error
+
+
+def check_absent(url: str) -> None:
+    """Raises JobError where there is a file, or a folder with something in it."""
+    with reaching(f"look at {url}"):
+        fs, path = open_url(url)
+        folder = fs.isdir(path)
+        if fs.exists(path) and not folder:
+            raise JobError(f"there is a file {url}: remove it, or choose another --to")
+        if folder and fs.ls(path, detail=False, refresh=True):
+            raise JobError(f"there is something in {url}: remove it, or choose another --to")
 
 
 @contextmanager
@@ -303,6 +347,14 @@ def _write_and_sync(path: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _make_folder(path: str) -> None:
+    """Makes a folder whose name outlives a power failure, as the files in it do."""
+    if not os.path.isdir(path):
+        _make_folder(os.path.dirname(path))
+        os.makedirs(path, exist_ok=True)
+        _sync_folder(os.path.dirname(path))
 
 
 def _sync_folder(path: str) -> None:

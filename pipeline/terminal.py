@@ -127,23 +127,6 @@ def progress_bar(total: int | None = None, of: str = "images", phase: str = "exp
         yield advance
 
 
-class Told:
-    """A dataset that tells how many rows have been read from it."""
-
-    def __init__(self, dataset: Any, advance: Advance) -> None:
-        self._dataset = dataset
-        self._advance = advance
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def batches(self, *arguments: Any, **named: Any) -> Iterator[Any]:
-        """As the dataset's."""
-        for batch in self._dataset.batches(*arguments, **named):
-            yield batch
-            self._advance(batch.num_rows)
-
-
 def print_summary(console: Console, summary: Summary) -> None:
     """Says in a few lines what a job has come to, and what to do about what is missing."""
     lines = [f"{summary.output}: {_counts(summary)}"]

@@ -41,7 +41,8 @@ def write_instances(
 
     Args:
         out: where to; it is written from front to back
-        images: of the images table, columns image_id, key, width, height and status; the failed are left out
+        images: of the images table, columns image_id, key, width, height and status, and coco_url where there is one;
+            the failed are left out
         annotations: of the annotations table, all columns but category, keypoints and model; read after the images
         categories: that the annotations may have
         info: the document's "info"
@@ -135,11 +136,11 @@ def _objects(
 
 def _image_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     ok = batch.filter(pc.equal(batch["status"].cast(pa.string()), "ok"))
-    columns = (_values(ok[name]) for name in ("image_id", "key", "width", "height"))
-    return [
-        {"id": image_id, "file_name": key, "width": width, "height": height}
-        for image_id, key, width, height in zip(*columns, strict=True)
-    ]
+    names = {"id": "image_id", "file_name": "key", "width": "width", "height": "height"}
+    if "coco_url" in ok.schema.names:
+        names["coco_url"] = "coco_url"
+    columns = (_values(ok[name]) for name in names.values())
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _instance_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:

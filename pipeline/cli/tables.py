@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import click
 
 from prelabel.pipeline.cli.terminal import tell_unfinished
@@ -12,7 +10,7 @@ from prelabel.pipeline.cli.terminal import tell_unfinished
 @click.command()
 @click.argument("format_name", metavar="FORMAT")
 @click.argument("url")
-@click.option("--to", required=True, metavar="PATH", help="The file to write.")
+@click.option("--to", required=True, metavar="PATH", help="The file or folder to write, which must not be there yet.")
 @click.option(
     "--score-threshold",
     "thresholds",
@@ -23,6 +21,13 @@ from prelabel.pipeline.cli.terminal import tell_unfinished
 @click.option("--category", "categories", metavar="NAME", multiple=True, help="Leave out objects of other categories.")
 @click.option("--where", metavar="SQL", help="Leave out images and objects for which this expression does not hold.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Most images.")
+@click.option(
+    "--images",
+    metavar="copy|link|none|URL",
+    default="none",
+    show_default=True,
+    help="Put the images beside the labels, or link to them, or give the URL that their names are appended to.",
+)
 def export(
     format_name: str,
     url: str,
@@ -31,6 +36,7 @@ def export(
     categories: tuple[str, ...],
     where: str | None,
     limit: int | None,
+    images: str,
 ) -> int:
     """Write the labels, or some of them, in another tool's format.
 
@@ -59,18 +65,20 @@ def export(
     """
     from prelabel.pipeline.dataset import open_dataset
     from prelabel.pipeline.exports import exporter_of
-    from prelabel.pipeline.selection import Selection, score_thresholds
-    from prelabel.pipeline.terminal import Told, progress_bar
+    from prelabel.pipeline.selection import score_thresholds
+    from prelabel.pipeline.terminal import progress_bar
 
     exporter, dataset = exporter_of(format_name), open_dataset(url)
     tell_unfinished(url, dataset, "exported")
     lowest = score_thresholds(thresholds, dataset.categories)
     selection = dataset.select(lowest, categories or None, where, limit)
     with progress_bar(of="rows") as advance:
-        written = exporter.write(cast(Selection, Told(selection, advance)), to)
+        written = exporter.write(selection, to, images, advance)
     left_out = ", ".join(f"{rows:,} {name}" for name, rows in selection.left_out.items() if rows)
     more = f"; left out: {left_out}" if left_out else ""
     click.echo(f"{written.to}: {written.annotations:,} annotations of {written.images:,} images{more}", err=True)
+    for note in written.notes:
+        click.echo(note, err=True)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
+from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import writing
 from prelabel.schemas.coco import write_keypoints
@@ -10,15 +11,16 @@ from prelabel.schemas.errors import UserError
 
 
 class CocoKeypoints(Exporter):
-    """One document; image ids are the job's, `file_name` is the image's key."""
+    """One document of the images that could be read, with those annotations that have keypoints; ids are the job's."""
 
-    def write(self, dataset: Labels, to: str) -> ExportSummary:
-        """Writes the images that could be read, with those of their annotations that have keypoints."""
+    suffix = ".json"
+
+    def export(self, dataset: Labels, to: str, images: ImageFiles) -> ExportSummary:
+        """`file_name` is the image's key, or the name of its copy."""
         if "detect_keypoints" not in dataset.record.tasks:
             raise UserError(f"{dataset.url} has no keypoints: label with --task detect_keypoints")
         info = document_info(dataset)
-        with writing(to) as out:
-            images, annotations = write_keypoints(
-                out, dataset.batches("images"), dataset.batches("annotations"), dataset.categories, info
-            )
-        return ExportSummary(to, images, annotations)
+        with writing(to) as out, images.beside(to) as named:
+            found = named(dataset.batches("images"))
+            counts = write_keypoints(out, found, dataset.batches("annotations"), dataset.categories, info)
+        return ExportSummary(to, *counts)

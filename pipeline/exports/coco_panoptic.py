@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from itertools import groupby
-from operator import itemgetter
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
+from prelabel.pipeline.image_files import ImageFiles
+from prelabel.pipeline.exports.rows import Row, labeled_images
 from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import writing, writing_folder
 from prelabel.schemas.coco import write_panoptic
 from prelabel.schemas.errors import JobError, UserError
 from prelabel.schemas.rle import Rle, decode
-
-Row = dict[str, Any]
 
 
 class CocoPanoptic(Exporter):
@@ -27,8 +23,11 @@ class CocoPanoptic(Exporter):
     PNGs are named by image_id: a key may hold folders, or worse, and two of them may have the same stem.
     """
 
-    def write(self, dataset: Labels, to: str) -> ExportSummary:
-        """Writes the images that could be read, with all of their panoptic segments, one PNG at a time.
+    suffix = ".json"
+    tables = ()
+
+    def export(self, dataset: Labels, to: str, images: ImageFiles) -> ExportSummary:
+        """The images that could be read, with all of their panoptic segments, one PNG at a time.
 
         Where the folder is in a bucket, PNGs appear there one by one, and the document last.
         """
@@ -37,31 +36,17 @@ class CocoPanoptic(Exporter):
         folder, suffix = os.path.splitext(to)
         if suffix != ".json":
             raise JobError(f"can't write {to}: give a name that ends in .json; without that, it is the PNGs' folder")
-        with writing(to) as out, writing_folder(folder) as pngs:
-            annotations = (_write_png(pngs, image, segments) for image, segments in _segments_by_image(dataset))
+        with writing(to) as out, images.beside(to) as named, writing_folder(folder) as pngs:
+            found = labeled_images(dataset, "segments")
+            annotations = (_write_png(pngs, image, _panoptic(rows["segments"])) for image, rows in found)
             counts = write_panoptic(
-                out, dataset.batches("images"), annotations, dataset.categories, document_info(dataset)
+                out, named(dataset.batches("images")), annotations, dataset.categories, document_info(dataset)
             )
         return ExportSummary(to, *counts)
 
 
-def _segments_by_image(dataset: Labels) -> Iterator[tuple[Row, list[Row]]]:
-    """Each image that could be read, and its panoptic segments."""
-    columns = ["segment_id", "image_id", "category_id", "area", "bbox", "segmentation", "kind"]
-    panoptic = (row for row in _rows(dataset, "segments", columns) if row["kind"] == "panoptic")
-    groups = groupby(panoptic, key=itemgetter("image_id"))
-    image_id, segments = next(groups, (None, None))
-    for image in _rows(dataset, "images", ["image_id", "height", "width", "status"]):
-        found: list[Row] = []
-        if segments is not None and image["image_id"] == image_id:
-            found = list(segments)
-            image_id, segments = next(groups, (None, None))
-        if image["status"] == "ok":
-            yield image, found
-
-
-def _rows(dataset: Labels, table: str, columns: list[str]) -> Iterator[Row]:
-    return (row for batch in dataset.batches(table, columns) for row in batch.to_pylist())
+def _panoptic(segments: list[Row]) -> list[Row]:
+    return [row for row in segments if row["kind"] == "panoptic"]
 
 
 def _write_png(folder: str, image: Row, segments: list[Row]) -> Row:

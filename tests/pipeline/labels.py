@@ -74,12 +74,14 @@ def write_labels(
     tasks: Iterable[str],
     categories: CategorySet = CATEGORIES,
     units: int | None = None,
+    models: Iterable[str] = (MODEL,),
 ) -> LabelDataset:
     """A job over the source's images whose tables, but for `images`, hold what `rows` says of each image's row."""
     storage, job = Storage(output), job_of(source, output)
     record = plan(storage, job)
     work = [(unit.number, _tables(unit, rows)) for unit in pending(storage)]
     changes = {"tables": tuple(sorted(work[0][1])), "tasks": tuple(tasks), "categories": categories.to_coco()}
+    changes["models"] = [{"name": name, "digest": "weights"} for name in models]
     Manifest(storage).write_job(record.model_copy(update=changes))
     for number, tables in work[:units]:
         write_unit(Manifest(storage), number, tables, metadata_of(job), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> LabelDataset:
     return write_everything(tmp_path_factory.mktemp("job"), 2)
 
 
+def place(name: str, folder: str | Path) -> str:
+    """Where an export of that name goes."""
+    return f"{folder}/labels{exporter_of(name).suffix}"
+
+
 def exported(name: str, labels: LabelDataset, folder: Path) -> Any:
+    Path(folder, "new", "labels.json").unlink(missing_ok=True)
     exporter_of(name).write(labels, f"{folder}/new/labels.json")
     return json.loads(Path(folder, "new", "labels.json").read_bytes())
 
@@ -51,39 +58,76 @@ def read_coco(folder: Path, capsys: pytest.CaptureFixture[str]) -> COCO:
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_export_of_the_same_labels_is_the_same_bytes(name: str, everything: LabelDataset, tmp_path: Path) -> None:
-    for to in ("a", "b"):
-        summary = exporter_of(name).write(everything, f"{tmp_path}/{to}/labels.json")
-        assert summary.to == f"{tmp_path}/{to}/labels.json"
+    for folder in ("a", "b"):
+        to = place(name, tmp_path / folder)
+        summary = exporter_of(name).write(everything, to)
+        assert summary.to == to
         assert summary.annotations > 0
     assert files_of(f"{tmp_path}/a") == files_of(f"{tmp_path}/b")
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_export_of_nothing_is_a_whole_document(name: str, tmp_path: Path) -> None:
+def test_export_of_nothing_is_whole(name: str, tmp_path: Path) -> None:
     labels = write_everything(tmp_path, 0)
-    assert exporter_of(name).write(labels, f"{tmp_path}/out/labels.json").annotations == 0
-    json.loads((tmp_path / "out" / "labels.json").read_bytes())
+    assert exporter_of(name).write(labels, place(name, tmp_path / "out")).annotations == 0
+    assert os.listdir(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_export_that_fails_leaves_the_old_file(name: str, tmp_path: Path) -> None:
+def test_export_that_fails_leaves_nothing(name: str, tmp_path: Path) -> None:
     labels = write_everything(tmp_path, 3)
-    exporter_of(name).write(labels, f"{tmp_path}/out/labels.json")
-    old = files_of(f"{tmp_path}/out")
-    for table in ("annotations", "segments"):
+    for table in ("annotations", "segments", "proposals"):
         (tmp_path / "labels" / table / "part-00000001.parquet").unlink()
-    with pytest.raises(JobError, match=r"part-00000001|there is something in"):
-        exporter_of(name).write(labels, f"{tmp_path}/out/labels.json")
+    with pytest.raises(JobError, match="part-00000001"):
+        exporter_of(name).write(labels, place(name, tmp_path / "out"))
+    assert not files_of(f"{tmp_path}/out")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_export_does_not_overwrite(name: str, everything: LabelDataset, tmp_path: Path) -> None:
+    exporter_of(name).write(everything, place(name, tmp_path / "out"))
+    old = files_of(f"{tmp_path}/out")
+    with pytest.raises(JobError, match="remove it, or choose another --to"):
+        exporter_of(name).write(everything, place(name, tmp_path / "out"))
     assert files_of(f"{tmp_path}/out") == old
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_place_that_takes_no_file_is_one_line(name: str, everything: LabelDataset, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
+def test_damaged_label_is_not_exported(name: str, tmp_path: Path) -> None:
+    def damaged(image: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        found = rows_of_everything(image)
+        for row in (row for rows in found.values() for row in rows if image["image_id"] == 5):
+            row["score"] = 1.5
+        return found
+
+    labels = write_labels(write_images(f"{tmp_path}/images"), f"{tmp_path}/labels", damaged, TASKS, POSED)
+    with pytest.raises(JobError, match=r"part-00000001.parquet row \d: score 1.5; `prelabel validate"):
+        exporter_of(name).write(labels, place(name, tmp_path / "out"))
+    assert not files_of(f"{tmp_path}/out")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_place_that_takes_nothing_is_one_line(name: str, everything: LabelDataset, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for to in ("folder", "file/labels.json"):
-        with pytest.raises(JobError, match=to):
-            exporter_of(name).write(everything, f"{tmp_path}/{to}")
+    with pytest.raises(JobError, match="file/labels"):
+        exporter_of(name).write(everything, place(name, tmp_path / "file"))
+
+
+def test_boxes_end_at_the_border_of_their_image(tmp_path: Path) -> None:
+    def reaching_over(image: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        rows = rows_of_everything(image)["annotations"]
+        wide = {"x": -2.0, "y": 1.0, "width": 40.0, "height": 30.0}
+        return {
+            "annotations": [
+                row | {"bbox": wide, "area": 1200.0, "segmentation": None, "model": "transformers:x"} for row in rows
+            ]
+        }
+
+    source = write_images(f"{tmp_path}/images")
+    labels = write_labels(source, f"{tmp_path}/labels", reaching_over, ["detect"], models=["transformers:x"])
+    found = exported("coco", labels, tmp_path)["annotations"]
+    assert {tuple(one["bbox"]) for one in found} == {(0, 1, 32, 23)}
+    assert {one["area"] for one in found} == {32 * 23}
 
 
 def test_unknown_format_names_the_others() -> None:

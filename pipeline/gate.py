@@ -1,0 +1,107 @@
+"""What every row passes on its way into an export: a damaged label must not reach the people who correct labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.validate.manifest import PlannedUnit
+from prelabel.pipeline.validate.rows import (
+    Images,
+    Vocabulary,
+    check_annotations,
+    check_counts,
+    check_image_ids,
+    check_images,
+    check_proposals,
+    check_segments,
+)
+from prelabel.pipeline.validate.violations import Wrong
+from prelabel.schemas.errors import JobError
+from prelabel.schemas.tables import TABLES
+
+CHECKS = {"annotations": check_annotations, "segments": check_segments, "proposals": check_proposals}
+ROUNDING = 1e-3
+"""Pixels: what reaches over a border by less is what float32 makes of the border."""
+
+
+class GatedDataset(LabelDataset):
+    """A job's labels as `batches` gives them, a part at a time, each checked before its rows go out.
+
+    What `prelabel validate` proves of rows holds of them: runs fill their image, areas and boxes follow from the runs,
+    segments share no pixel, ids are unique and in order. Boxes of models that do not clip end at the image's borders.
+    """
+
+    def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """As `LabelDataset.batches`.
+
+        Raises:
+            JobError: also where a row breaks a promise.
+        """
+        if name not in {"images", *CHECKS}:
+            yield from super().batches(name, columns)
+            return
+        for unit, part, images_part in zip(self.units, self.parts(name), self.parts("images"), strict=False):
+            rows = self._whole(name, part)
+            images = rows if name == "images" else self._whole("images", images_part)
+            for wrong in self._check(name, rows, images, unit):
+                if len(wrong.rows):
+                    row = int(wrong.rows[0])
+                    raise JobError(f"{part} row {row}: {wrong.say(row)}; `prelabel validate {self.url}` finds all")
+            rows = rows if name == "images" else _clipped(rows, images)
+            yield from rows.select(columns or TABLES[name].names).to_batches()
+
+    def gated(self) -> GatedDataset:
+        """Itself."""
+        return self
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.categories, tuple(one.get("name", "") for one in self.record.models))
+
+    def _whole(self, name: str, part: str) -> pa.Table:
+        return pa.Table.from_batches(self.read_parts(name, [part]), TABLES[name])
+
+    def _check(self, name: str, rows: pa.Table, images: pa.Table, unit: int) -> Iterator[Wrong]:
+        if not len(images):
+            return
+        planned = PlannedUnit(
+            unit, images["image_id"][0].as_py(), images["shard"][0].as_py(), images["key"].combine_chunks()
+        )
+        known = Images(planned, images)
+        if name == "images":
+            yield from check_image_ids(planned, rows)
+            yield from check_images(planned, rows, self._vocabulary)
+        elif name in CHECKS:
+            yield from CHECKS[name](rows, known, self._vocabulary)
+        if name == "annotations":
+            yield from check_counts(rows, known)
+
+
+def _clipped(rows: pa.Table, images: pa.Table) -> pa.Table:
+    """The rows with boxes that end at the borders of their images."""
+    box = rows["bbox"].combine_chunks()
+    sides = np.stack([side.to_numpy() for side in box.flatten()], axis=1).astype(np.float64)
+    place = np.searchsorted(images["image_id"].to_numpy(), rows["image_id"].to_numpy())
+    most = np.stack([images[side].fill_null(0).to_numpy()[place] for side in ("width", "height")], axis=1)
+    start, end = sides[:, :2], sides[:, :2] + sides[:, 2:]
+    outside: np.ndarray = np.any((start < -ROUNDING) | (end > most + ROUNDING), axis=1)
+    if not outside.any():
+        return rows
+    start, end = np.clip(start, 0, most), np.clip(end, 0, most)
+    sides = np.where(outside[:, None], np.concatenate([start, end - start], axis=1), sides)
+    clipped = pa.StructArray.from_arrays(list(map(pa.array, sides.T.astype(np.float32))), fields=list(box.type))
+    rows = _with(rows, "bbox", clipped)
+    if "segmentation" not in rows.column_names:
+        return rows
+    boxed = outside & rows["segmentation"].is_null().to_numpy()
+    return _with(rows, "area", pa.array(np.where(boxed, sides[:, 2] * sides[:, 3], rows["area"].to_numpy())))
+
+
+def _with(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    place = rows.column_names.index(name)
+    return rows.set_column(place, rows.schema.field(name), column.cast(rows.schema.field(name).type))
