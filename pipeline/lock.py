@@ -6,6 +6,7 @@ job all the same, both write the same bytes under the same names: work is wasted
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -18,8 +19,10 @@ import orjson
 import psutil
 
 from prelabel.pipeline.manifest import FOLDER, to_json
-from prelabel.pipeline.storage import Storage
-from prelabel.schemas.errors import JobError
+from prelabel.pipeline.storage import Storage, reaching
+from prelabel.schemas.errors import JobError, one_line
+
+logger = logging.getLogger("prelabel")
 
 LOCK = f"{FOLDER}/lock.json"
 BEAT_SECONDS = 5.0
@@ -56,16 +59,20 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     def __enter__(self) -> Lock:
-        if not self.storage.create(LOCK, self._content(0)):
-            self._replace()
+        with reaching(f"lock {self.storage.url}"):
+            if not self.storage.create(LOCK, self._content(0)):
+                self._replace()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
-        if _owner(_read(self.storage)) == self.owner["owner"]:
-            self.storage.delete(LOCK)
+        try:
+            if _owner(_read(self.storage)) == self.owner["owner"]:
+                self.storage.delete(LOCK)
+        except OSError as problem:  # the next runner sees that it beats no more
+            logger.warning("the lock of %s is left behind: %s", self.storage.url, one_line(problem))
 
     def check(self) -> None:
         """Raises JobError if someone else has taken the job over."""

@@ -18,7 +18,7 @@ from jobs import files_of, job_of, pending, plan, record_of, work, write_images
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.manifest import JOB, UNITS_PER_PLAN_FILE, Manifest
 from prelabel.pipeline.sources.base import Shard, Unit
-from prelabel.pipeline.storage import TEMPORARY, Storage
+from prelabel.pipeline.storage import TEMPORARY, Storage, read_file
 from prelabel.schemas.errors import JobError
 from prelabel.schemas.job import Job
 
@@ -214,6 +214,8 @@ def test_place_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     storage = Storage(OUTPUT)
     for call in ("cat_file", "ls", "pipe_file"):
         monkeypatch.setattr(MemoryFileSystem, call, refuse)
+    for call in (read_file, Storage.names, Storage.put):
+        monkeypatch.setattr(call.retry, "sleep", lambda seconds: None)
     for door in (Manifest(storage).read_job, Manifest(storage).check_free, storage.check_writable):
         with pytest.raises(JobError, match=r"can't (read|write to) memory://") as caught:
             door()

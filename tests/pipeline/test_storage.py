@@ -245,7 +245,8 @@ def test_answer_of_a_file_systems_own_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise CloudError
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
-    with pytest.raises(UserError, match=r"--truth memory://truth can't be read: CloudError; check"):
+    monkeypatch.setattr(read_file.retry, "sleep", lambda seconds: None)
+    with pytest.raises(UserError, match=r"--truth memory://truth can't be read: /truth: CloudError; check"):
         read_input("memory://truth", "--truth")
     for error in (CloudError(), NotImplementedError()):
         with pytest.raises(JobError, match=f"can't write it: {type(error).__name__}; "), reaching("write it"):
