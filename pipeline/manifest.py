@@ -86,8 +86,9 @@ class Manifest:
 
     def write_plan(self, units: Iterable[Unit]) -> tuple[int, int]:
         """Writes the plan in place of an unfinished one; returns the numbers of units and of images."""
-        for name in self.storage.names(UNITS):
-            self.storage.delete(f"{UNITS}/{name}")
+        with reaching(f"write to {self.storage.url}"):
+            for name in self.storage.names(UNITS):
+                self.storage.delete(f"{UNITS}/{name}")
         remaining = iter(units)
         count = images = 0
         while some := list(islice(remaining, UNITS_PER_PLAN_FILE)):
@@ -98,8 +99,8 @@ class Manifest:
 
     def waves(self, without: set[int]) -> Iterator[list[Unit]]:
         """The units of each file of the plan, less those named; a wave of none is left out."""
-        for name in self.storage.names(UNITS):
-            table = pq.read_table(pa.BufferReader(self.storage.read(f"{UNITS}/{name}")))
+        for name in self._names(UNITS):
+            table = pq.read_table(pa.BufferReader(self._read(f"{UNITS}/{name}")))
             pending = [number not in without for number in table["unit"].to_pylist()]
             units = list(from_table(table.filter(pa.array(pending))))
             if units:
@@ -109,7 +110,7 @@ class Manifest:
         """A unit of the plan, found by reading the rows around it."""
         file, row = divmod(number, UNITS_PER_PLAN_FILE)
         group, row = divmod(row, PLAN_ROWS)
-        data = self.storage.read(f"{UNITS}/{plan_name(file)}")
+        data = self._read(f"{UNITS}/{plan_name(file)}")
         return next(from_table(pq.ParquetFile(pa.BufferReader(data)).read_row_group(group).slice(row, 1)))
 
     def write_job(self, job: JobRecord) -> None:
@@ -119,6 +120,14 @@ class Manifest:
     def _put(self, name: str, data: bytes) -> None:
         with reaching(f"write to {self.storage.url}"):
             self.storage.put(name, data)
+
+    def _read(self, name: str) -> bytes:
+        with reaching(f"read {self.storage.url}"):
+            return self.storage.read(name)
+
+    def _names(self, folder: str) -> list[str]:
+        with reaching(f"read {self.storage.url}"):
+            return self.storage.names(folder)
 
     def read_job(self) -> JobRecord:
         """The job's description.
@@ -157,7 +166,7 @@ class Manifest:
         return {failure["unit"] for failure in self.failures() if failure["final"]}
 
     def _numbers(self, folder: str) -> set[int]:
-        return {number for name in self.storage.names(folder) if (number := unit_number(name)) is not None}
+        return {number for name in self._names(folder) if (number := unit_number(name)) is not None}
 
     def commit(self, unit: int, commit: dict[str, Any]) -> None:
         """Makes a unit's parts count: the last of its writes."""
@@ -188,7 +197,7 @@ class Manifest:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for start in range(0, len(numbers), 1_000):
                 names = [f"{folder}/{unit_name(number)}" for number in numbers[start : start + 1_000]]
-                for name, data in zip(names, pool.map(self.storage.read, names), strict=True):
+                for name, data in zip(names, pool.map(self._read, names), strict=True):
                     yield self._parsed(name, data)
 
     def _parsed(self, name: str, data: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -179,6 +179,7 @@ class Storage:
         else:
             self.fs.pipe_file(self.path(name), data)
 
+    @patiently
     def create(self, name: str, data: bytes) -> bool:
         """Writes the file only if there is none of that name; False if there is one. One of two racers wins."""
         path = self.path(name)
@@ -208,8 +209,9 @@ class Storage:
 
     def delete_temporary(self) -> None:
         """Removes what writes that were cut short have left."""
-        for name in self.names(TEMPORARY):
-            self.delete(f"{TEMPORARY}/{name}")
+        with suppress(OSError):  # they are harmless
+            for name in self.names(TEMPORARY):
+                self.delete(f"{TEMPORARY}/{name}")
 
     def check_shared(self) -> None:
         """Raises JobError for a file system that lives in this process alone: workers are other processes."""
@@ -333,7 +335,8 @@ def writing_folder(url: str) -> Iterator[str]:
 
 
 def _unable(what: str, error: Exception) -> JobError:
-    return JobError(f"can't {what}: {_reason(error)}; choose another place, or mend the rights to this one")
+    how = "try again later" if _is_transient(error) else "choose another place, or mend the rights to this one"
+    return JobError(f"can't {what}: {_reason(error)}; {how}")
 
 
 def _reason(error: Exception) -> str:
