@@ -117,10 +117,12 @@ def some_segments(image: Row) -> dict[str, list[Row]]:
     """Ids that take one, two and three bytes; a semantic segment that does not belong; none of every third image."""
     ball, leaf = CATEGORIES
     image_id = image["image_id"]
+    if image_id == FAILED:
+        return {"segments": []}
     below = np.zeros((HEIGHT, WIDTH), bool)
     below[20:] = True
     parts = [segment_row(image_id, 1, leaf, ~below, "semantic")]
-    if image_id % 3 and image_id != FAILED:
+    if image_id % 3:
         parts += [segment_row(image_id, 259, ball, ring(0)), segment_row(image_id, 66_051, leaf, below)]
         parts += [segment_row(image_id, 7, leaf, ring(0)[::-1] & ~ring(0) & ~below)]
     return {"segments": parts}

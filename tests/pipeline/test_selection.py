@@ -36,8 +36,9 @@ def rows(image: Row) -> dict[str, list[Row]]:
     if image["status"] == "ok":
         image["num_bytes"] = chance.choice([500, 1500])
     found = rows_of_everything(image)
-    for row in found["annotations"]:
-        row["score"] = float(np.float32(chance.random()))
+    scores = sorted((float(np.float32(chance.random())) for _ in found["annotations"]), reverse=True)
+    for row, score in zip(found["annotations"], scores, strict=True):
+        row["score"] = score
     for row in found["segments"]:
         row["score"] = chance.choice([None, float(np.float32(chance.random()))])
     return found
