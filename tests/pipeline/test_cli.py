@@ -200,7 +200,7 @@ def test_place_without_a_job_is_refused(prelabel: Prelabel, arguments: tuple[str
     ("arguments", "message"),
     [
         (("export", "kitti", "labels", "--to", "out"), "there is no export format 'kitti': choose from coco"),
-        (("export", "coco", "labels", "--to", "."), "can't write"),
+        (("export", "coco", "labels", "--to", "."), "there is something in"),
         (("evaluate", "labels", "--truth", "nowhere.json"), "check the path"),
         (("status", "s4://bucket/labels"), "check the part before ://"),
         (("status", "\x1b[31mred\u202e"), r"\\x1b\[31mred\\u202e holds no job"),
