@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -49,9 +50,14 @@ class Originals:
 
 
 def _alone(unit: Unit, image_id: int) -> Unit:
-    """The unit as if it held that image and no other."""
+    """The unit as if it held that image and no other; its shard may have been copied, for the digest tells."""
     place = image_id - unit.first_image_id
     one = slice(place, place + 1)
     return Unit(
-        unit.number, unit.shard, image_id, unit.keys[one], np.array(unit.offsets[one]), np.array(unit.sizes[one])
+        unit.number,
+        replace(unit.shard, version=None),
+        image_id,
+        unit.keys[one],
+        np.array(unit.offsets[one]),
+        np.array(unit.sizes[one]),
     )

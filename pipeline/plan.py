@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 
 import numpy as np
@@ -21,6 +21,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("kind", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
         pa.field("shard_size", pa.int64()),
+        pa.field("shard_version", pa.string()),
         pa.field("first_image_id", pa.int64(), nullable=False),
         pa.field("keys", pa.list_(pa.string()), nullable=False),
         pa.field("offsets", pa.list_(pa.int64()), nullable=False),
@@ -40,7 +41,7 @@ class Limits:
 
 def source_options(labels: Labels) -> SourceOptions:
     """How the job's sources are to be read."""
-    return SourceOptions(include=labels.include, image_column=labels.image_column)
+    return SourceOptions(**{field.name: getattr(labels, field.name) for field in fields(SourceOptions)})
 
 
 def plan_units(labels: Labels, progress: Callable[[int], object] = int) -> Iterator[Unit]:
@@ -110,6 +111,7 @@ def to_table(units: Iterable[Unit]) -> pa.Table:
             "kind": unit.shard.kind,
             "shard": unit.shard.uri,
             "shard_size": unit.shard.size,
+            "shard_version": unit.shard.version,
             "first_image_id": unit.first_image_id,
             "keys": unit.keys,
             "offsets": unit.offsets,
@@ -124,6 +126,6 @@ def from_table(table: pa.Table) -> Iterator[Unit]:
     """The units behind rows of the plan."""
     for batch in table.to_batches(max_chunksize=64):
         for row in batch.to_pylist():
-            shard = Shard(row["kind"], row["shard"], row["shard_size"])
+            shard = Shard(row["kind"], row["shard"], row["shard_size"], row.get("shard_version"))
             arrays = np.array(row["offsets"], np.int64), np.array(row["sizes"], np.int64)
             yield Unit(row["unit"], shard, row["first_image_id"], row["keys"], *arrays)

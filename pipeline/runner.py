@@ -25,8 +25,8 @@ from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
 from prelabel.pipeline.pool import pool_of
 from prelabel.pipeline.progress import Meter, Pace, Progress, Reporter
-from prelabel.pipeline.sources.base import Shard, Unit
-from prelabel.pipeline.sources.shards import check_unchanged
+from prelabel.pipeline.sources.base import Unit
+from prelabel.pipeline.sources.shards import check_planned
 from prelabel.pipeline.storage import Storage, read_input
 from prelabel.pipeline.summary import Summary, summarize
 from prelabel.schemas.categories import CategorySet, load_categories
@@ -379,12 +379,9 @@ def _warn_of_versions(then: dict[str, str], now: dict[str, str]) -> None:
 
 
 def _check_sources(manifest: Manifest, done: set[int]) -> int:
-    """The images that are left. Raises SourceError if a shard with some has another size than the plan recorded."""
-    checked: set[Shard] = set()
+    """The images that are left. Raises SourceError if a shard with some is not the one that the plan recorded."""
     images = 0
     for wave in manifest.waves(done):
         images += sum(map(len, wave))
-        for shard in {unit.shard for unit in wave} - checked:
-            check_unchanged(shard)
-            checked.add(shard)
+        check_planned(wave)
     return images

@@ -65,6 +65,8 @@ class Labels(_Section):
         sources: URLs or local paths
         include: globs on a folder's keys or a tar's members, instead of the image suffixes
         image_column: the Parquet column with images, or the list's column with URIs; None: found by type and name
+        allow_scheme: schemes, such as file, that a list of URIs may name besides those that it may anyway
+        allow_private_addresses: whether lists may lead to web servers on this machine or in its network
         limit: label only the first images of the plan
         models: at least one; those that take regions come after one that proposes them
         tasks: what to ask of all models that can do it; none: all they can
@@ -75,6 +77,7 @@ class Labels(_Section):
         panoptic_score, panoptic_overlap, panoptic_stuff_area: see `prelabel.operators.options`
         tile, tile_overlap: side in pixels, and shared fraction, of windows on large images; None: no windows
         max_image_pixels: an image with more is refused before it is decoded
+        max_image_bytes: an image file with more is not read
         unit_images, unit_bytes: where the planner cuts a shard into units
     """
 
@@ -82,6 +85,8 @@ class Labels(_Section):
     models: tuple[ModelChoice, ...]
     include: tuple[str, ...] = ()
     image_column: str | None = None
+    allow_scheme: tuple[Name, ...] = ()
+    allow_private_addresses: bool = False
     limit: Positive | None = None
     tasks: tuple[Name, ...] = ()
     python_path: str | None = None
@@ -93,6 +98,7 @@ class Labels(_Section):
     tile: Annotated[int, Field(ge=32)] | None = None
     tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
     max_image_pixels: Positive = 178_956_970
+    max_image_bytes: Positive = 2**30
     unit_images: Positive = 512
     unit_bytes: Positive = 256 * 2**20
 
@@ -173,7 +179,7 @@ class Job(_Section):
             UserError: an option is unknown or its value makes no sense.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        given |= {"include": tuple(_listed(given.pop("include", ())))}
+        given |= {name: tuple(_listed(given.pop(name, ()))) for name in ("include", "allow_scheme")}
         runtime = {name: given.pop(name) for name in Runtime.model_fields if name in given}
         models = _models(_listed(given.pop("model", ())), {name: _listed(given.pop(name, ())) for name in OF_A_MODEL})
         try:

@@ -115,7 +115,7 @@ def test_every_plugin_is_registered() -> None:
         "scenes_network",
     }
     shared |= {"classifier", "compiled", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
-    shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch"}
+    shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch", "web"}
     plugins = set().union(*PLUGINS)
     for package in ("operators", "operators.models", "pipeline.sources", "pipeline.exports"):
         inside = {m for m in MODULES if m.rpartition(".")[0] == f"prelabel.{package}"} - {"prelabel.operators.models"}

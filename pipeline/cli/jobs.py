@@ -37,8 +37,11 @@ class Finite(click.FloatRange):
 @label_options
 @option("--include", metavar="GLOB", multiple=True, help="Files to take, instead of those with an image suffix.")
 @option("--image-column", metavar="NAME", help="Of a Parquet source or list. [default: found by type and name]")
+@option("--allow-scheme", metavar="SCHEME", multiple=True, help="Let lists name URIs of this scheme too, as file.")
+@option("--allow-private-addresses", is_flag=True, help="Let lists name web servers that are not public.")
 @option("--limit", type=click.IntRange(1), metavar="N", help="Label only the first images.")
 @option("--max-image-pixels", type=click.IntRange(1), metavar="N", help="Refuse larger images. [default: 178956970]")
+@option("--max-image-bytes", type=click.IntRange(1), metavar="N", help="Refuse larger files. [default: 1073741824]")
 @option(
     "--unit-images", type=click.IntRange(1), metavar="N", help="Most images that are committed at once. [default: 512]"
 )

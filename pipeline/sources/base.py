@@ -16,10 +16,12 @@ READ_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
         pa.field("bytes", pa.large_binary()),  # null exactly where error_code is set
-        pa.field("error_code", pa.string()),  # "missing" or "read_error"
+        pa.field("error_code", pa.string()),  # "missing", "read_error" or "too_large"
         pa.field("error", pa.string()),
     ]
 )
+
+MAX_IMAGE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,24 @@ class SourceOptions:
     Attributes:
         include: globs on a folder's keys, instead of the image suffixes
         image_column: the Parquet column that holds images, or the list's column that holds URIs; None: found by type
+        allow_scheme: schemes that lists may name besides those that they may anyway
+        allow_private_addresses: whether lists may lead to web servers that are not public
+        max_image_bytes: an image file with more is not read
     """
 
     include: tuple[str, ...] = ()
     image_column: str | None = None
+    allow_scheme: tuple[str, ...] = ()
+    allow_private_addresses: bool = False
+    max_image_bytes: int = MAX_IMAGE_BYTES
 
 
 class ImageRef(NamedTuple):
     """An image that is planned: where it is, not what it is.
 
-    `key` is its name within the source, escaped as in `names`; `offset` its byte offset in a tar, its row in a Parquet
-    file or a list, 0 for a file of its own; `size` its bytes as far as known without reading it (an estimate for
-    Parquet, 0 for a list).
+    `key` is its name within the source, escaped as in `names` and without secrets; `offset` its byte offset in a tar,
+    its row in a Parquet file or a list, 0 for a file of its own; `size` its bytes as far as known without reading it
+    (an estimate for Parquet, 0 for a list).
     """
 
     key: str
@@ -56,11 +64,13 @@ class Shard:
         kind: the source's name in the registry
         uri: absolute; with its protocol unless local; escaped as in `names`
         size: bytes of the file, None for a folder
+        version: what changes when the file does, where its file system tells: an ETag, a time
     """
 
     kind: str
     uri: str
     size: int | None
+    version: str | None = None
 
 
 @dataclass(frozen=True)

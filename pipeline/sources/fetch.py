@@ -11,10 +11,10 @@ from typing import NamedTuple, TypeVar, cast
 import fsspec
 import pyarrow as pa
 
-from prelabel.pipeline.sources.base import READ_SCHEMA, Unit
+from prelabel.pipeline.sources.base import MAX_IMAGE_BYTES, READ_SCHEMA, Unit
 from prelabel.pipeline.sources.names import escape
 from prelabel.pipeline.storage import FINAL_ERRORS, is_local, patiently
-from prelabel.schemas.errors import SourceError
+from prelabel.schemas.errors import SourceError, one_line, redacted
 
 THREADS = 16
 _PASSING_STATUS = (408, 425, 429)  # a web server's "not now" among its refusals
@@ -30,27 +30,40 @@ class Fetched(NamedTuple):
     error: str | None = None
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """What will not change by asking again."""
 
 
-def fetch(fs: fsspec.AbstractFileSystem, path: str) -> Fetched:
+class TooLargeError(Exception):
+    """More bytes than an image may have."""
+
+
+def fetch(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int = MAX_IMAGE_BYTES, alone: bool = False) -> Fetched:
     """The bytes of one object, asked for again on a transient failure.
+
+    Args:
+        fs: where it is
+        path: its name there
+        max_bytes: of a local file; what is remote is limited by `fs`, or by who knows the object's size
+        alone: whether a refusal concerns this object and not its neighbours as well
 
     Raises:
         SourceError: a bucket denies access to it, as it would to its neighbours.
         OSError: the storage failed five times.
     """
+    name = escape(redacted(path))
     try:
-        return Fetched(_read_local(path) if is_local(fs) else _read_remote(fs, path))
+        return Fetched(_read_local(path, max_bytes) if is_local(fs) else _read_remote(fs, path))
     except (FileNotFoundError, NotADirectoryError):
-        return Fetched(None, "missing", f"{escape(path)} is not there")
+        return Fetched(None, "missing", f"{name} is not there")
     except PermissionError as error:
-        if not is_local(fs):
-            raise SourceError(f"{escape(path)}: access denied ({error}); ask for access to it, then resume") from error
-        return Fetched(None, "read_error", f"{escape(path)} may not be read")
-    except (_RefusedError, IsADirectoryError, ValueError) as error:
-        return Fetched(None, "read_error", f"{escape(path)}: {escape(str(error))}")
+        if not is_local(fs) and not alone:
+            raise SourceError(f"{name}: access denied ({error}); ask for access to it, then resume") from None
+        return Fetched(None, "read_error", f"{name} may not be read")
+    except TooLargeError as error:
+        return Fetched(None, "too_large", f"{name}: {error}")
+    except (RefusedError, IsADirectoryError, ValueError) as error:
+        return Fetched(None, "read_error", f"{name}: {escape(one_line(error))}")
 
 
 def fetch_all(read: Callable[[T], Fetched], places: Iterable[T]) -> list[Fetched]:
@@ -69,17 +82,22 @@ def read_table(unit: Unit, uris: Sequence[str], fetched: Sequence[Fetched]) -> p
 
 
 @patiently
-def _read_local(path: str) -> bytes:
+def _read_local(path: str, max_bytes: int) -> bytes:
     try:
-        mode = os.stat(path).st_mode
+        info = os.stat(path)
     except OSError as error:
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise
         raise FileNotFoundError(path) from error  # a loop of links, a name that is too long
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
         raise IsADirectoryError("not a file")
+    if info.st_size > max_bytes:
+        raise TooLargeError(f"{info.st_size} bytes, at most {max_bytes} are allowed")
     with open(path, "rb") as file:
-        return file.read()
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise TooLargeError(f"more than {max_bytes} bytes")
+    return data
 
 
 @patiently
@@ -91,12 +109,14 @@ def _read_remote(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
         except FileNotFoundError:  # believed when it is said twice, and not from a listing kept in memory
             fs.invalidate_cache(path)
             return cast(bytes, fs.cat_file(path))
-    except (*FINAL_ERRORS, ValueError):
+    except (*FINAL_ERRORS, ValueError, RefusedError, TooLargeError):
         raise
     except Exception as error:
         status = getattr(error, "status", None)
         if status == 410:
             raise FileNotFoundError(path) from error
         if isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS:
-            raise _RefusedError(f"the server answers {status}") from error
+            raise RefusedError(f"the server answers {status}") from error
+        if isinstance(error, OSError):
+            raise
         raise OSError(f"{path}: {error}") from error

@@ -52,10 +52,24 @@ class FolderSource(Source):
         if unit.shard.size is not None:
             root = posixpath.dirname(root)
         paths = [f"{root.rstrip('/')}/{unescape(key)}" for key in unit.keys]
-        images = fetch_all(lambda path: fetch(fs, path), paths)
+        places = zip(paths, unit.sizes.tolist(), strict=True)
+        images = fetch_all(lambda place: _read_planned(fs, *place, self.options.max_image_bytes), places)
         _check_folder(fs, root, unit.shard, images)
         folder = unit.shard.uri if unit.shard.size is None else posixpath.dirname(unit.shard.uri)
         return read_table(unit, [f"{folder.rstrip('/')}/{key}" for key in unit.keys], images)
+
+
+def _read_planned(fs: fsspec.AbstractFileSystem, path: str, size: int, max_bytes: int) -> Fetched:
+    """An image's bytes, if they are as many as planned: a short answer is asked for again."""
+    if size > max_bytes:
+        return Fetched(None, "too_large", f"{size} bytes, at most {max_bytes} are allowed")
+    fetched = fetch(fs, path, max_bytes)
+    if fetched.data is not None and len(fetched.data) != size:
+        fetched = fetch(fs, path, max_bytes)
+    if fetched.data is None or len(fetched.data) == size:
+        return fetched
+    what = f"{len(fetched.data)} bytes, planned {size}"
+    return Fetched(None, "read_error", f"{escape(path)} has changed since the plan was made: {what}")
 
 
 def _check_folder(fs: fsspec.AbstractFileSystem, root: str, shard: Shard, images: list[Fetched]) -> None:

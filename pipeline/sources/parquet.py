@@ -17,6 +17,7 @@ from prelabel.schemas.errors import SourceError
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "bytes")
 KEY_NAMES = ("__key__", "key", "file_name", "filename", "path", "id")
 _BATCH_ROWS = 64
+_SLACK = 2**28  # bytes
 _KEY_ROWS = 65_536
 
 
@@ -51,15 +52,20 @@ class ParquetSource(Source):
         with open_parquet(unit.shard) as parquet:
             image = image_field(unit.shard, parquet.schema_arrow, self.options.image_column)
             data = _read_rows(parquet, image, int(unit.offsets[0]), int(unit.offsets[-1]) + 1)
+        large = pc.fill_null(pc.greater(pc.binary_length(data), self.options.max_image_bytes), False)
         gone = data.is_null()
         text = pa.scalar(None, pa.string())
         columns = [
             pa.array(unit.image_ids),
             unit.keys,
             [f"{unit.shard.uri}#row={row}" for row in unit.offsets],
-            data,
-            pc.if_else(gone, "missing", text),
-            pc.if_else(gone, "the table holds no bytes in this row", text),
+            pc.if_else(large, None, data),
+            pc.if_else(gone, "missing", pc.if_else(large, "too_large", text)),
+            pc.if_else(
+                gone,
+                "the table holds no bytes in this row",
+                pc.if_else(large, f"more than {self.options.max_image_bytes} bytes", text),
+            ),
         ]
         return pa.table(columns, schema=READ_SCHEMA)
 
@@ -152,9 +158,18 @@ def _row_names(first: int, count: int) -> list[str]:
 
 
 def _mean_size(group: pq.RowGroupMetaData, column: str) -> int:
+    return _stored_bytes(group, column) // max(group.num_rows, 1)
+
+
+def _stored_bytes(group: pq.RowGroupMetaData, column: str) -> int:
+    """Of a column, without compression, but with a value that stands in a dictionary counted once."""
     chunks = (group.column(index) for index in range(group.num_columns))
-    total = sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(f"{column}."))
-    return total // max(group.num_rows, 1)
+    return sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(f"{column}."))
+
+
+def _batch_rows(stored: int) -> int:
+    """So few that they fit in memory even if each is all that is stored."""
+    return max(1, min(_BATCH_ROWS, _SLACK // max(stored, 1)))
 
 
 def _read_rows(parquet: pq.ParquetFile, image: pa.Field, start: int, end: int) -> pa.Array:
@@ -165,10 +180,13 @@ def _read_rows(parquet: pq.ParquetFile, image: pa.Field, start: int, end: int) -
     is_struct = pa.types.is_struct(image.type)
     column = f"{image.name}.bytes" if is_struct else image.name
     row, pieces = firsts[groups[0]], []
-    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[column]):
+    stored = [_stored_bytes(parquet.metadata.row_group(group), column) for group in groups]
+    for batch in parquet.iter_batches(_batch_rows(max(stored)), row_groups=groups, columns=[column]):
         values = batch.column(0)[max(start - row, 0) : max(end - row, 0)]
         pieces.append((pc.struct_field(values, "bytes") if is_struct else values).cast(pa.large_binary()))
         row += len(batch)
+        if sum(piece.nbytes for piece in pieces) > sum(stored) + _SLACK:
+            raise pa.ArrowInvalid(f"a few bytes stand for many times as many in the rows {start}-{end}")
         if row >= end:
             break
     if sum(map(len, pieces)) != end - start:

@@ -6,7 +6,7 @@ import csv
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -16,26 +16,37 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prelabel.pipeline.sources.base import Shard
+from prelabel.pipeline.sources.base import Shard, Unit
+from prelabel.pipeline.sources.fetch import RefusedError
 from prelabel.pipeline.sources.names import escape, is_hidden, unescape
 from prelabel.pipeline.storage import is_local, open_url
-from prelabel.schemas.errors import PrelabelError, SourceError, one_line
+from prelabel.schemas.errors import HIDDEN, PrelabelError, SourceError, one_line
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _GLOB = re.compile(r"[*?[]")
 
 
 class Found(NamedTuple):
-    """What is behind a URL: its absolute URI, with names escaped as in a key, and its bytes (None: a folder)."""
+    """What is behind a URL: its absolute URI, with names escaped as in a key, and as `Shard` its size and version."""
 
     uri: str
     size: int | None
+    version: str | None = None
 
 
 def open_uri(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and path of a URI as `find` gives it; a local path is taken as it is, whatever its letters."""
     name = unescape(uri)
-    return (fsspec.filesystem("file"), name) if name.startswith("/") else open_url(name)
+    return (fsspec.filesystem("file"), name) if name.startswith("/") else _open(name)
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    fs, path = open_url(url)
+    if url.startswith(("http://", "https://")):
+        from prelabel.pipeline.sources.web import WebFileSystem
+
+        fs = WebFileSystem()
+    return fs, path
 
 
 def find(url: str) -> list[Found]:
@@ -46,7 +57,7 @@ def find(url: str) -> list[Found]:
     Raises:
         SourceError: nothing is there (also behind a single one of the names that braces give), or it can't be listed.
     """
-    fs, path = open_url(url)
+    fs, path = _open(url)
     with listing(url):
         fs.invalidate_cache()
         if not (_BRACES.search(path) or _GLOB.search(path)) or fs.exists(path):
@@ -82,7 +93,7 @@ def find_shards(kind: str, url: str, suffixes: tuple[str, ...]) -> Iterator[Shar
         with listing(url):
             infos = [info for info in fs.ls(folder, detail=True) if info["name"].endswith(suffixes)]
         found = sorted(_found(fs, info) for info in infos if not is_hidden(posixpath.basename(info["name"])))
-    shards = [Shard(kind, uri, size) for uri, size in found if size is not None]
+    shards = [Shard(kind, *file) for file in found if file.size is not None]
     if not shards:
         raise SourceError(f"no {' or '.join(suffixes)} file at {url}: check the path")
     yield from shards
@@ -116,6 +127,8 @@ def naming(shard: Shard) -> Iterator[None]:
         raise SourceError(f"{shard.uri} is gone: put it back, or start a new job") from error
     except PermissionError as error:
         raise SourceError(f"{shard.uri} may not be read ({error}): ask for access to it, then resume") from error
+    except RefusedError as error:
+        raise SourceError(f"{shard.uri} can't be read: {error}") from error
     except (pa.ArrowException, tarfile.TarError, csv.Error, UnicodeDecodeError) as error:
         raise _damaged(shard, error) from error
     except Exception as error:
@@ -125,18 +138,30 @@ def naming(shard: Shard) -> Iterator[None]:
 
 
 def check_unchanged(shard: Shard) -> None:
-    """Raises SourceError if a shard's file is gone or has another size than the plan recorded; a folder has none."""
+    """Raises SourceError if a shard's file is gone, or is another than the plan recorded; a folder is not looked at."""
     if shard.size is None:
         return
     fs, path = open_uri(shard.uri)
     with naming(shard):
         fs.invalidate_cache(path)
-        size = fs.info(path)["size"]
-    if size != shard.size:
-        raise SourceError(
-            f"{shard.uri} has changed since the plan was made: {size} bytes, planned {shard.size}; "
-            "put the old file back, or start a new job"
-        )
+        _, size, version = _found(fs, fs.info(path))
+    if size == shard.size and shard.version in (None, version):
+        return
+    what = f"{size} bytes, planned {shard.size}" if size != shard.size else f"{version}, planned {shard.version}"
+    raise SourceError(
+        f"{shard.uri} has changed since the plan was made: {what}; put the old file back (with `touch -d`, if only its "
+        "time differs), or start a new job"
+    )
+
+
+def check_planned(units: Iterable[Unit]) -> None:
+    """As `check_unchanged`, of the units' shards.
+
+    A list of signed URLs may have been signed anew: where a key hides a secret, `read` compares row by row instead.
+    """
+    secret = {unit.shard for unit in units if any(HIDDEN in key for key in unit.keys)}
+    for shard in {unit.shard for unit in units} - secret:
+        check_unchanged(shard)
 
 
 @contextmanager
@@ -187,4 +212,14 @@ def _found(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> Found:
         return Found(escape(uri), None)
     if info["size"] is None:
         raise SourceError(f"{uri}: the server does not tell the file's size; copy it to a disk or a bucket first")
-    return Found(escape(uri), info["size"])
+    return Found(escape(uri), info["size"], _version(info))
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    """What changes when a file does: a bucket's or server's checksum of it, or when a disk last wrote it."""
+    for name in ("md5Hash", "ETag", "etag"):
+        value = info.get(name)
+        if value and not str(value).startswith("W/"):  # a weak one differs between equal servers
+            checksum = str(value).strip('"')
+            return f"{name} {checksum}"
+    return f"modified @{info['mtime']!r}" if "mtime" in info else None

@@ -6,23 +6,30 @@ import csv
 import io
 import re
 from collections.abc import Iterator
-from typing import IO
+from contextlib import contextmanager
+from itertools import islice
+from typing import IO, TYPE_CHECKING
 
 import fsspec
 import pyarrow as pa
 
-from prelabel.pipeline.sources.base import ImageRef, Shard, Source, Unit
+from prelabel.pipeline.sources.base import ImageRef, Shard, Source, SourceOptions, Unit
 from prelabel.pipeline.sources.fetch import Fetched, fetch, fetch_all, read_table
 from prelabel.pipeline.sources.names import escape, unescape
 from prelabel.pipeline.sources.shards import check_rows, find_shards, naming, open_parquet, open_uri
 from prelabel.pipeline.storage import is_local, open_url
-from prelabel.schemas.errors import SourceError
+from prelabel.schemas.errors import HIDDEN, SourceError, redacted
+
+if TYPE_CHECKING:
+    from prelabel.pipeline.sources.web import WebReader
 
 URI_NAMES = ("url", "uri", "path", "image", "file_name", "filename", "image_url")
 LOCAL_SCHEMES = frozenset(["file", "local"])
 REMOTE_SCHEMES = frozenset(["http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"])
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+WEB_SCHEMES = frozenset(["http", "https"])
 _ROWS = 65_536
+_LONGEST_LINE = 1 << 20  # characters
 
 
 class UriSource(Source):
@@ -30,10 +37,14 @@ class UriSource(Source):
 
     A text file has one URI a line; blank lines and lines that begin with # do not count. A CSV file has a header; its
     column, and a Parquet file's, is `options.image_column`, or the first of URI_NAMES there (in any case), or the only
-    one. A key is the URI as written; a relative path is relative to the list's folder.
+    one. A key is the URI as written, its secrets hidden; a relative path is relative to the list's folder.
 
     A list on a local disk may name local files and REMOTE_SCHEMES; any other list only what its own scheme reaches.
-    What it may not name becomes a failed row and is not opened.
+    `options.allow_scheme` adds to that. Web servers have public addresses, unless `options.allow_private_addresses`.
+    What a list may not name becomes a failed row and is not opened.
+
+    The plan holds no secret, so a signed URL is read from the list again when its image is; it may be signed anew
+    meanwhile, if nothing else changes.
     """
 
     def shards(self) -> Iterator[Shard]:
@@ -43,27 +54,41 @@ class UriSource(Source):
     def index(self, shard: Shard) -> Iterator[ImageRef]:
         """One image per URI; nothing is asked of the places that they name."""
         for row, uri in enumerate(self._uris(shard)):
-            yield ImageRef(escape(uri), row, 0)
+            yield ImageRef(_key(uri), row, 0)
 
     def read(self, unit: Unit) -> pa.Table:
         """The bytes behind the URIs, read a few at a time."""
-        list_fs, _ = open_uri(unit.shard.uri)
-        uris = [_resolve(key, unit.shard.uri) for key in unit.keys]
-        allowed = LOCAL_SCHEMES | REMOTE_SCHEMES if is_local(list_fs) else _protocols(list_fs)
-        return read_table(unit, uris, fetch_all(lambda uri: _fetch(uri, allowed), uris))
+        uris = [_resolve(key, unit.shard.uri) for key in self._keys_with_secrets(unit)]
+        reader = _Reader(unit.shard, uris, self.options)
+        images = fetch_all(reader.fetch, uris)
+        reader.check()
+        return read_table(unit, [redacted(uri) for uri in uris], images)
+
+    def _keys_with_secrets(self, unit: Unit) -> list[str]:
+        """The keys as they were before something in them was hidden."""
+        if not any(HIDDEN in key for key in unit.keys):
+            return unit.keys
+        rows = islice(self._uris(unit.shard), int(unit.offsets[0]), int(unit.offsets[-1]) + 1)
+        keys = [escape(uri) for uri in rows]
+        if [_key(unescape(key)) for key in keys] != unit.keys:
+            raise SourceError(
+                f"{unit.shard.uri} has changed since the plan was made: give its signed URLs new signatures in their "
+                "old places, or start a new job"
+            )
+        return keys
 
     def _uris(self, shard: Shard) -> Iterator[str]:
-        if shard.uri.lower().endswith(".parquet"):
+        name = shard.uri.lower()
+        if name.endswith(".parquet"):
             yield from _parquet_column(shard, self.options.image_column)
             return
-        fs, path = open_uri(shard.uri)
-        with naming(shard), fs.open(path, "rb") as file:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            if shard.uri.lower().endswith(".csv"):
-                yield from _csv_column(shard, text, self.options.image_column)
+        with naming(shard), _text(shard) as text:
+            lines = _lines(text)
+            if name.endswith(".csv"):
+                yield from _csv_column(shard, lines, self.options.image_column)
             else:
-                lines = (line.strip() for line in text)
-                yield from (line for line in lines if line and not line.startswith("#"))
+                stripped = (line.strip() for line in lines)
+                yield from (line for line in stripped if line and not line.startswith("#"))
 
 
 def find_column(shard: Shard, names: list[str], wanted: str | None) -> str:
@@ -85,8 +110,28 @@ def find_column(shard: Shard, names: list[str], wanted: str | None) -> str:
     raise SourceError(f"{shard.uri}: {problem}; name one with --image-column: {', '.join(names) or 'there is none'}")
 
 
-def _csv_column(shard: Shard, text: IO[str], wanted: str | None) -> Iterator[str]:
-    rows = csv.reader(text)
+def _key(uri: str) -> str:
+    return redacted(escape(uri)) if "://" in uri else escape(uri)
+
+
+@contextmanager
+def _text(shard: Shard) -> Iterator[IO[str]]:
+    fs, path = open_uri(shard.uri)
+    # Of a web server's lists all is read: not every server gives parts of a file.
+    with io.BytesIO(fs.cat_file(path)) if "http" in fs.protocol else fs.open(path, "rb") as file:
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _lines(text: IO[str]) -> Iterator[str]:
+    """The lines; csv.Error for one that is none, before it fills the memory."""
+    while line := text.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise csv.Error(f"a line of {_LONGEST_LINE} characters or more: this is no list")
+        yield line
+
+
+def _csv_column(shard: Shard, lines: Iterator[str], wanted: str | None) -> Iterator[str]:
+    rows = csv.reader(lines)
     header = next(rows, [])
     column = header.index(find_column(shard, header, wanted))
     yield from (row[column].strip() if column < len(row) else "" for row in rows if row)
@@ -121,17 +166,43 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> frozenset[str]:
     return frozenset([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
 
-def _fetch(uri: str, allowed: frozenset[str]) -> Fetched:
-    """The bytes behind a URI of a list.
+class _Reader:
+    """Reads what a list may name."""
 
-    fsspec takes `a::b` for one file system inside another, so a remote name with `::` could lead anywhere.
-    """
-    if not uri:
-        return Fetched(None, "missing", "the list names nothing in this row")
-    scheme = _scheme(uri)
-    if scheme not in allowed or (scheme not in LOCAL_SCHEMES and "::" in uri):
-        return Fetched(None, "read_error", f"{uri}: not allowed in this list; only {', '.join(sorted(allowed))} are")
-    if scheme in LOCAL_SCHEMES:
-        return fetch(fsspec.filesystem("file"), unescape(_SCHEME.sub("", uri)))
-    fs, path = open_url(unescape(uri))
-    return fetch(fs, path)
+    def __init__(self, shard: Shard, uris: list[str], options: SourceOptions) -> None:
+        list_fs, _ = open_uri(shard.uri)
+        own = LOCAL_SCHEMES | REMOTE_SCHEMES if is_local(list_fs) else _protocols(list_fs)
+        self._allowed = own | set(options.allow_scheme)
+        self._max_bytes = options.max_image_bytes
+        web = next((uri for uri in uris if _scheme(uri) in WEB_SCHEMES), None)
+        self._web = _web_reader(web, options) if web else None
+
+    def fetch(self, uri: str) -> Fetched:
+        """The bytes behind a URI.
+
+        fsspec takes `a::b` for one file system inside another, so a bucket's name with `::` could lead anywhere.
+        """
+        if not uri:
+            return Fetched(None, "missing", "the list names nothing in this row")
+        scheme = _scheme(uri)
+        web = self._web if scheme in WEB_SCHEMES else None
+        if scheme not in self._allowed or ("::" in uri and not web and scheme not in LOCAL_SCHEMES):
+            only = f"only {', '.join(sorted(self._allowed))} are (--allow-scheme)"
+            return Fetched(None, "read_error", f"{redacted(uri)}: not allowed in this list; {only}")
+        if web:
+            return web.fetch(unescape(uri))
+        if scheme in LOCAL_SCHEMES:
+            return fetch(fsspec.filesystem("file"), unescape(_SCHEME.sub("", uri)), self._max_bytes)
+        return fetch(*open_url(unescape(uri)))
+
+    def check(self) -> None:
+        """Raises OSError if what could not be read might be read later."""
+        if self._web:
+            self._web.check()
+
+
+def _web_reader(uri: str, options: SourceOptions) -> WebReader:
+    open_url(uri)  # says which package is missing
+    from prelabel.pipeline.sources.web import WebReader
+
+    return WebReader(not options.allow_private_addresses, options.max_image_bytes)

@@ -20,6 +20,10 @@ from prelabel.pipeline.storage import read_file
 from prelabel.schemas.errors import SourceError
 
 _GAP = 1 << 20  # bytes between two images that are cheaper to read along than to ask for a second range
+_AHEAD = 1 << 20  # bytes that are read behind a header of a remote tar: small images lie there, with theirs
+_LONGEST_HEADER = 1 << 20  # bytes; PAX and GNU names are as long as they like
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gz bz2 xz zst lz4
+_TOO_LARGE = Fetched(None, "too_large", "the member has more bytes than are allowed")
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class WebDatasetSource(Source):
         fs, path = open_uri(shard.uri)
         seen: Counter[str] = Counter()
         links = 0
-        with naming(shard), fs.open(path, "rb") as file:
+        with naming(shard), fs.open(path, "rb", block_size=_AHEAD, cache_type="readahead") as file:
             for member in _members(file, shard.size or 0):
                 key = escape(member.name)
                 if not is_image(key, self.options.include):
@@ -64,13 +68,29 @@ class WebDatasetSource(Source):
         """The members' bytes, read in as few ranges as their distances allow."""
         check_unchanged(unit.shard)
         fs, path = open_uri(unit.shard.uri)
+        small = unit.sizes <= self.options.max_image_bytes
+        starts, ends = unit.offsets[small], unit.offsets[small] + unit.sizes[small]
         with naming(unit.shard):
-            images = [Fetched(data) for data in _slices(fs, path, unit.offsets, unit.offsets + unit.sizes)]
+            data = _slices(fs, path, starts, ends)
+            images = [Fetched(next(data)) if is_small else _TOO_LARGE for is_small in small]
         return read_table(unit, [f"tar://{key}::{unit.shard.uri}" for key in unit.keys], images)
 
 
+class _Headers:
+    """A file of which no more than a header is read at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
 def _members(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
-    """All members of a plain tar of `size` bytes, from their headers alone.
+    """All members of a plain tar of `size` bytes, from their headers alone, which may lie about everything.
 
     `tarfile`'s own iteration ends quietly at a broken header, and at the first end mark of tars put behind each other;
     here the first raises and the second goes on. A tar without an end mark is one that was cut off.
@@ -79,20 +99,24 @@ def _members(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
         tarfile.ReadError: a header is broken, or the file ends too soon.
     """
     offset, ended = 0, False
+    headers = _Headers(file)
     try:
-        tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
+        if headers.read(8).startswith(_COMPRESSED):
+            raise tarfile.ReadError("it is compressed: unpack it to a plain .tar")
+        headers.seek(0)
+        tar = tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
         while offset < size:
-            file.seek(offset)
-            if not file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            headers.seek(offset)
+            if not headers.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 offset, ended = offset + tarfile.BLOCKSIZE, True
                 continue
-            file.seek(offset)
+            headers.seek(offset)
             member = tarfile.TarInfo.fromtarfile(tar)
+            if not offset < tar.offset <= size or member.size < 0:
+                raise tarfile.ReadError(f"{member.name:.99} would end at byte {tar.offset} of {size}")
             offset, ended = tar.offset, False
-            if offset > size:
-                raise tarfile.ReadError(f"{member.name} ends at byte {offset} of {size}")
             if member.issparse():
-                raise tarfile.ReadError(f"{member.name} is a sparse file, which is not supported")
+                raise tarfile.ReadError(f"{member.name:.99} is a sparse file, which is not supported")
             yield member
     except (tarfile.TarError, ValueError, RecursionError) as error:
         raise tarfile.ReadError(f"at byte {offset}: {error}") from error

@@ -16,6 +16,8 @@ OTHER: dict[str, Any] = {
     "models": ({"name": "torchvision:fcos_resnet50_fpn"},),
     "include": ("*.foo",),
     "image_column": "picture",
+    "allow_scheme": ("file",),
+    "allow_private_addresses": True,
     "limit": 7,
     "tasks": ("detect",),
     "python_path": "/code",
@@ -27,6 +29,7 @@ OTHER: dict[str, Any] = {
     "tile": 640,
     "tile_overlap": 0.1,
     "max_image_pixels": 1_000_000,
+    "max_image_bytes": 1_000_000,
     "unit_images": 64,
     "unit_bytes": 2**20,
 }
