@@ -47,7 +47,7 @@ class Rle:
         counts = segmentation["counts"]
         if isinstance(counts, bytes):
             counts = counts.decode("latin-1")
-        lengths = _run_lengths(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+        lengths = run_lengths(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
         if lengths.sum() != height * width or (lengths < 0).any():
             raise UserError(
                 f"the runs of a mask of {height} x {width} pixels should be counts that add up to {height * width}, "
@@ -94,7 +94,7 @@ def merge(rles: Sequence[Rle], intersect: bool = False) -> Rle:
 
 def invert(rle: Rle) -> Rle:
     """The mask of all other pixels."""
-    lengths = _run_lengths(rle.counts)
+    lengths = run_lengths(rle.counts)
     return from_run_lengths([lengths[1:] if lengths[0] == 0 else np.append(0, lengths)], rle.size)[0]
 
 
@@ -132,7 +132,7 @@ def stitch(windows: Sequence[tuple[Rle, int, int]], size: tuple[int, int]) -> Rl
 
 def _visible_runs(window: Rle, height: int, width: int, top: int, left: int) -> np.ndarray:
     """int64 (2, N): the first pixel in the image of each run inside, and that after its last, cut at columns' feet."""
-    columns, tops, bottoms = _column_runs(window)
+    columns, tops, bottoms = column_runs(window)
     columns = columns + left
     tops, bottoms = np.maximum(tops + top, 0), np.minimum(bottoms + top, height)
     visible = (tops < bottoms) & (columns >= 0) & (columns < width)
@@ -144,7 +144,7 @@ def _from_pycocotools(rle: Mapping[str, Any]) -> Rle:
     return Rle((int(height), int(width)), rle["counts"].decode("ascii"))
 
 
-def _run_lengths(counts: str) -> np.ndarray:
+def run_lengths(counts: str) -> np.ndarray:
     """int64 run lengths from COCO's string: little-endian 5-bit groups, offset by 48, the 6th bit says that more come.
 
     From the fourth on, a number is the difference to the run length two before.
@@ -162,10 +162,10 @@ def _run_lengths(counts: str) -> np.ndarray:
     return numbers
 
 
-def _column_runs(rle: Rle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def column_runs(rle: Rle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The runs inside, cut at the feet of columns: column, first row, and row after the last, of each piece."""
     height = rle.size[0]
-    edges = np.cumsum(_run_lengths(rle.counts))
+    edges = np.cumsum(run_lengths(rle.counts))
     ends = edges[1::2]
     begins = edges[0::2][: len(ends)]
     begins, ends = begins[begins < ends], ends[begins < ends]
