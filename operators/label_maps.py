@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 
 from prelabel.operators.base import Segments
 from prelabel.operators.compiled import compiled
-from prelabel.operators.masks import MaskRuns
-from prelabel.schemas.rle import from_run_lengths
+from prelabel.operators.counts import LONGEST, extend, write_counts
+from prelabel.operators.masks import MaskRuns, masks_in
 
 STRIP_BYTES = 8 * 2**20
 """Scores at the image's size that are there at a time, in each of a few tensors."""
@@ -93,11 +93,8 @@ def _runs(labels: np.ndarray, owners: np.ndarray, count: int) -> list[MaskRuns]:
     """The masks 0 to count - 1; `owners[label]` is the mask that a label belongs to, -1 for none."""
     begins, whose = _stretches(labels, _changes(labels), owners)
     lengths, slots, areas, corners = _lengths(begins, whose, count, labels.shape[0])
-    rles = from_run_lengths([lengths[slice(*slot)] for slot in slots[:count].tolist()], labels.shape)
-    return [
-        MaskRuns(rle, area, (x0, y0, x1 - x0, y1 - y0))
-        for rle, area, (x0, y0, x1, y1) in zip(rles, areas.tolist(), corners.tolist(), strict=False)
-    ]
+    text, ends = _texts(lengths, slots, count)
+    return masks_in(text, ends, areas, corners, labels.shape)
 
 
 @compiled
@@ -154,7 +151,7 @@ def _lengths(
     areas, corners = np.zeros(count + 1, np.int64), np.zeros((count + 1, 4), np.int64)
     for stretch, owner in enumerate(whose):
         begin, end = begins[stretch], begins[stretch + 1]
-        _extend(corners[owner], areas[owner] == 0, begin, end - 1, height)
+        extend(corners[owner], areas[owner] == 0, begin, end - 1, height)
         free = slots[owner, 1]
         lengths[free], lengths[free + 1] = begin - position[owner], end - begin
         slots[owner, 1] += 2
@@ -168,9 +165,10 @@ def _lengths(
 
 
 @compiled
-def _extend(corners: np.ndarray, empty: bool, first: int, last: int, height: int) -> None:
-    """Widens a box to hold a run of pixels; one that goes on in the next column reaches from foot to head."""
-    x0, x1 = first // height, last // height + 1
-    y0, y1 = (first % height, last % height + 1) if x1 - x0 == 1 else (0, height)
-    corners[0], corners[1] = (x0, y0) if empty else (min(corners[0], x0), min(corners[1], y0))
-    corners[2], corners[3] = max(corners[2], x1), max(corners[3], y1)
+def _texts(lengths: np.ndarray, slots: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's strings of the masks, one after the other, and where each ends."""
+    text, ends, at = np.empty(LONGEST * len(lengths), np.uint8), np.empty(count, np.int64), 0
+    for owner in range(count):
+        at = write_counts(lengths[slots[owner, 0] : slots[owner, 1]], text, at)
+        ends[owner] = at
+    return text, ends

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from torch.nn.functional import interpolate
 
 from prelabel.operators.compiled import compiled
+from prelabel.operators.counts import extend, with_room, write_counts
 from prelabel.schemas.rle import Rle, area, bbox, encode, from_run_lengths, place
 
 Axis = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -88,11 +89,31 @@ def paste_runs(
         N masks of the image's size, empty where a box is inverted or outside the image.
     """
     masks = np.pad(np.asarray(probabilities, np.float32), ((0, 0), (1, 1), (1, 1)))
-    rles = [
-        _paste(mask, Box(*box), height, width, threshold)
-        for mask, box in zip(masks, _padded_boxes(boxes, masks.shape[-1]).tolist(), strict=True)
-    ]
-    return [MaskRuns(rle, area(rle), bbox(rle)) for rle in rles]
+    padded = _padded_boxes(boxes, masks.shape[-1])
+    known = [torch_rounding(small) for small in (True, False)]
+    if None in known:
+        return [_paste_with_torch(*one, height, width, threshold) for one in zip(masks, padded, strict=True)]
+    found = _paste_all(masks, padded, height, width, np.float32(threshold), *known)
+    return masks_in(*found, (height, width))
+
+
+def masks_in(
+    text: np.ndarray, ends: np.ndarray, areas: np.ndarray, corners: np.ndarray, size: tuple[int, int]
+) -> list[MaskRuns]:
+    """Masks from the strings of them all.
+
+    Args:
+        text: uint8, COCO's counts of one mask after the other
+        ends: where each one's ends
+        areas, corners: of each, x0 y0 x1 y1
+        size: height, width
+    """
+    counts, height_width, begin = text[: ends[-1] if len(ends) else 0].tobytes().decode("ascii"), tuple(size), 0
+    masks = []
+    for end, area_, (x0, y0, x1, y1) in zip(ends.tolist(), areas.tolist(), corners.tolist(), strict=False):
+        masks.append(MaskRuns(Rle(height_width, counts[begin:end]), area_, (x0, y0, x1 - x0, y1 - y0)))
+        begin = end
+    return masks
 
 
 def _padded_boxes(boxes: np.ndarray, side: int) -> np.ndarray:
@@ -103,19 +124,16 @@ def _padded_boxes(boxes: np.ndarray, side: int) -> np.ndarray:
     return np.concatenate([center - half, center + half], axis=1).astype(np.int64)
 
 
-def _paste(mask: np.ndarray, box: Box, height: int, width: int, threshold: float) -> Rle:
-    """The runs of one padded mask."""
+def _paste_with_torch(mask: np.ndarray, corners: np.ndarray, height: int, width: int, threshold: float) -> MaskRuns:
+    """One padded mask, resized by torch itself."""
+    box = Box(*corners.tolist())
     rows, columns = box.visible(height, width)
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return from_run_lengths([np.array([height * width])], (height, width))[0]
-    small = sum(box.size) <= 128
-    rounding = torch_rounding(small)
-    if rounding is None:
+    rle = from_run_lengths([np.array([height * width])], (height, width))[0]
+    if rows.start < rows.stop and columns.start < columns.stop:
         resized = _resize_with_torch(mask, box.size)
         inside = resized[rows.start - box.y0 : rows.stop - box.y0, columns.start - box.x0 : columns.stop - box.x0]
-        return place(encode((inside > threshold).numpy()), (height, width), rows.start, columns.start)
-    lengths = _run_lengths(mask, box, height, width, np.float32(threshold), small, *rounding)
-    return from_run_lengths([lengths], (height, width))[0]
+        rle = place(encode((inside > threshold).numpy()), (height, width), rows.start, columns.start)
+    return MaskRuns(rle, area(rle), bbox(rle))
 
 
 def _resize_with_torch(mask: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
@@ -291,39 +309,40 @@ def _crossing(
 
 
 @compiled
-def _run_lengths(
+def _turns(
     mask: np.ndarray,
     box: Box,
     height: int,
     width: int,
     threshold: np.float32,
     small: bool,
-    fused_source: bool,
-    fused_blend: bool,
+    rounding: Rounding,
 ) -> np.ndarray:
-    """The uint32 run lengths, in an image, of a padded mask whose box is at least partly visible."""
+    """The places in an image, column by column, at which a padded mask turns; none where its box is not visible."""
     nodes = len(mask)
     left, right = max(box.x0, 0), min(box.x1 + 1, width)
     top, bottom = max(box.y0, 0), min(box.y1 + 1, height)
-    columns = _axis(nodes, box.x1 - box.x0 + 1, left - box.x0, right - box.x0, fused_source)
-    rows = _axis(nodes, box.y1 - box.y0 + 1, top - box.y0, bottom - box.y0, fused_source)
+    turns, count = np.empty(1024, np.int64), 0
+    if left >= right or top >= bottom:
+        return turns[:0]
+    columns = _axis(nodes, box.x1 - box.x0 + 1, left - box.x0, right - box.x0, rounding.source)
+    rows = _axis(nodes, box.y1 - box.y0 + 1, top - box.y0, bottom - box.y0, rounding.source)
     cells = np.searchsorted(rows[0], np.arange(nodes + 1))
     pitch = (box.y1 - box.y0 + 1) / nodes
     edges = np.empty(bottom - top + 2, np.int64)
-    turns, count = np.empty(1024, np.int64), 0
     for x in range(right - left):
         if small:
-            found = _column_of_small(edges, mask, rows, columns, x, threshold, fused_blend)
+            found = _column_of_small(edges, mask, rows, columns, x, threshold, rounding.blend)
         else:
-            profile = _profile(mask, columns, x, fused_blend)
+            profile = _profile(mask, columns, x, rounding.blend)
             found = _column_of_large(
-                edges, profile, rows, cells, pitch, 0.5 * pitch - 0.5 + box.y0 - top, threshold, fused_blend
+                edges, profile, rows, cells, pitch, 0.5 * pitch - 0.5 + box.y0 - top, threshold, rounding.blend
             )
         if count + found > len(turns):
             turns = np.concatenate((turns, np.empty(len(turns) + found, np.int64)))
         for edge in edges[:found] + ((left + x) * height + top):
             count = _turn(turns, count, edge, count % 2 == 0)
-    return _lengths_between(turns[:count], height * width)
+    return turns[:count]
 
 
 @compiled
@@ -336,3 +355,33 @@ def _lengths_between(turns: np.ndarray, pixels: int) -> np.ndarray:
         position = turn
     lengths[len(turns)] = pixels - position
     return lengths[: len(turns)] if len(turns) and position == pixels else lengths
+
+
+@compiled
+def _paste_all(
+    masks: np.ndarray,
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    threshold: np.float32,
+    of_small: Rounding,
+    of_large: Rounding,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All padded masks of an image: their strings, where each ends, their areas and their corners; see `masks_in`."""
+    text, at = np.empty(64 * len(masks), np.uint8), 0
+    ends, areas, corners = (
+        np.zeros(len(masks), np.int64),
+        np.zeros(len(masks), np.int64),
+        np.zeros(boxes.shape, np.int64),
+    )
+    for k in range(len(masks)):
+        box = Box(boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3])
+        small = box.x1 - box.x0 + box.y1 - box.y0 + 2 <= 128
+        turns = _turns(masks[k], box, height, width, threshold, small, of_small if small else of_large)
+        for begin in range(0, len(turns), 2):
+            extend(corners[k], areas[k] == 0, turns[begin], turns[begin + 1] - 1, height)
+            areas[k] += turns[begin + 1] - turns[begin]
+        text = with_room(text, at, len(turns) + 1)
+        at = write_counts(_lengths_between(turns, height * width), text, at)
+        ends[k] = at
+    return text, ends, areas, corners
