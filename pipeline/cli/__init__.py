@@ -11,6 +11,7 @@ import click
 
 from prelabel.pipeline.cli.checking import validate
 from prelabel.pipeline.cli.discover import demo, models
+from prelabel.pipeline.cli.importing import import_labels
 from prelabel.pipeline.cli.jobs import resume, run, status
 from prelabel.pipeline.cli.looking import review
 from prelabel.pipeline.cli.quality import compare, evaluate
@@ -55,7 +56,21 @@ def cli(verbose: bool) -> None:
     logging.getLogger("prelabel").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
-for command in (run, resume, status, validate, export, query, evaluate, compare, report, review, models, demo):
+for command in (
+    run,
+    resume,
+    status,
+    validate,
+    export,
+    import_labels,
+    query,
+    evaluate,
+    compare,
+    report,
+    review,
+    models,
+    demo,
+):
     cli.add_command(command)
 
 

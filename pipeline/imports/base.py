@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.rle import Rle
@@ -20,7 +21,7 @@ class ImportedObject:
         segmentation: its mask, of the image's size
         keypoints: x, y, visibility of each
         score: 1 where a person drew it
-        annotation_id: of the label that it was made from, where the document still says so
+        annotation_id: what the document calls it, where it does: to name it when something is wrong
     """
 
     category: str
@@ -38,7 +39,8 @@ class ImportedImage:
 
     Attributes:
         key: of the image, or what the document calls it
-        image_id: of the job that it was exported from, where the document still says so
+        image_id: of the job that it was exported from, where the document still says so; it counts only together with
+            the key, for tools number images anew
     """
 
     key: str
@@ -49,7 +51,14 @@ class ImportedImage:
 
 
 class Importer(ABC):
-    """Reads one document of a labeling tool; a subclass handles one format, its name goes into the registry."""
+    """Reads one document of a labeling tool; a subclass handles one format, its name goes into the registry.
+
+    Attributes:
+        name: in the registry
+        url: of the document
+    """
+
+    name: ClassVar[str]
 
     @abstractmethod
     def __init__(self, url: str) -> None:
@@ -58,6 +67,12 @@ class Importer(ABC):
         Raises:
             UserError: it can't be read, or is of another format.
         """
+        self.url = url
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the document, hexadecimal."""
 
     @abstractmethod
     def categories(self) -> CategorySet:
