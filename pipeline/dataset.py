@@ -19,7 +19,7 @@ from prelabel.schemas import rle
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import JobError, UserError, one_line
 from prelabel.schemas.job import JobRecord
-from prelabel.schemas.tables import TABLES, part_name
+from prelabel.schemas.tables import ADDED, TABLES, part_name
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -64,7 +64,7 @@ class LabelDataset:
         """
         if name not in TABLES:
             raise JobError(f"there is no table {name!r}: choose from {', '.join(TABLES)}")
-        if name == "reviews":  # people write them, and they need no commit
+        if name in ADDED:
             return [f"{name}/{part}" for part in self.storage.names(name) if part.endswith(".parquet")]
         units = self.units if name in self.record.tables else []
         return [f"{name}/{part_name(unit)}" for unit in units]

@@ -18,6 +18,8 @@ from prelabel.schemas.categories import CategorySet
 
 _ROWS = 16_384
 """As many rows become Python objects at a time, however large the batches are."""
+MORE_OF_IMAGES = ("coco_url", "sampling_reason", "sampling_weight")
+"""Fields that images have where there are such columns."""
 
 
 class Counts(NamedTuple):
@@ -41,8 +43,8 @@ def write_instances(
 
     Args:
         out: where to; it is written from front to back
-        images: of the images table, columns image_id, key, width, height and status, and coco_url where there is one;
-            the failed are left out
+        images: of the images table, columns image_id, key, width, height and status, and those of MORE_OF_IMAGES
+            that there are; the failed are left out
         annotations: of the annotations table, all columns but category, keypoints and model; read after the images
         categories: that the annotations may have
         info: the document's "info"
@@ -137,8 +139,7 @@ def _objects(
 def _image_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     ok = batch.filter(pc.equal(batch["status"].cast(pa.string()), "ok"))
     names = {"id": "image_id", "file_name": "key", "width": "width", "height": "height"}
-    if "coco_url" in ok.schema.names:
-        names["coco_url"] = "coco_url"
+    names |= {name: name for name in MORE_OF_IMAGES if name in ok.schema.names}
     columns = (_values(ok[name]) for name in names.values())
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -101,14 +101,30 @@ REVIEWS = pa.schema(
 )
 VERDICTS = ("accept", "reject", "flag")
 
+SAMPLES = pa.schema(
+    [
+        _required("sample", NAME),  # its name, that of the file
+        _required("image_id", pa.int64()),
+        _required("key", pa.string()),
+        _required("stratum", NAME),  # failed, empty, found
+        _required("reason", pa.string()),
+        _required("probability", pa.float64()),  # of inclusion, above 0, up to 1
+        _required("weight", pa.float64()),  # 1 / probability: as many images of the job does it stand for
+        pa.field("score_threshold", pa.float32()),  # what scores lower does not count; null: all does
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "images": IMAGES,
     "annotations": ANNOTATIONS,
     "segments": SEGMENTS,
     "proposals": PROPOSALS,
     "reviews": REVIEWS,
+    "samples": SAMPLES,
 }
-"""Folder name -> schema, for every table of a job: those that it writes, and what people say of them afterwards."""
+"""Folder name -> schema, for every table of a job: those that it writes, and what people add to them afterwards."""
+ADDED = ("reviews", "samples")
+"""What people add: files of any name, which need no commit."""
 
 
 def empty_table(name: str) -> pa.Table:

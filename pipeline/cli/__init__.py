@@ -16,6 +16,7 @@ from prelabel.pipeline.cli.jobs import resume, run, status
 from prelabel.pipeline.cli.looking import review
 from prelabel.pipeline.cli.quality import compare, evaluate
 from prelabel.pipeline.cli.reporting import report
+from prelabel.pipeline.cli.sampling import audit, sample
 from prelabel.pipeline.cli.tables import export, query
 from prelabel.pipeline.cli.terminal import INTERRUPTED
 from prelabel.pipeline.logs import TextFormatter, event, is_json, json_lines, tell
@@ -66,6 +67,8 @@ for command in (
     query,
     evaluate,
     compare,
+    sample,
+    audit,
     report,
     review,
     models,

@@ -6,6 +6,7 @@ import getpass
 import os
 import sys
 import webbrowser
+from urllib.parse import urlencode
 
 import click
 
@@ -17,6 +18,7 @@ from prelabel.schemas.errors import UserError
 @click.argument("url")
 @click.option("--truth", metavar="FILE", help="A COCO instances document, to see beside the labels.")
 @click.option("--other", metavar="URL", help="Another job over the same images, to see beside these labels.")
+@click.option("--where", metavar="SQL", help="Which images to see at first, as for `prelabel export`.")
 @click.option("--reviewer", metavar="NAME", help="Whose verdicts these are. [default: your login name]")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="Where others may reach it.")
 @click.option("--port", type=click.IntRange(0, 65_535), metavar="N", help="[default: the first from 8000 on]")
@@ -25,6 +27,7 @@ def review(
     url: str,
     truth: str | None,
     other: str | None,
+    where: str | None,
     reviewer: str | None,
     host: str,
     port: int | None,
@@ -39,6 +42,7 @@ def review(
     Examples:
       prelabel review labels
       prelabel review labels --truth instances.json --reviewer anna
+      prelabel review labels --where "category = 'person' AND score < 0.3"
       prelabel review s3://bucket/labels --other labels-of-the-new-model --port 9000
     """
     from prelabel.pipeline.dataset import open_dataset
@@ -48,6 +52,7 @@ def review(
     tell_unfinished(url, dataset, "shown")
 
     def ready(address: str) -> None:
+        address += f"{'&' if '?' in address else '?'}{urlencode({'sql': where})}" if where else ""
         click.echo(f"reviewing {url} at {address} (Ctrl-C stops)", err=True)
         if _has_display() if opens is None else opens:
             webbrowser.open(address)

@@ -39,7 +39,7 @@ def compare(
         raise UserError(f"--iou is {iou}: give a number above 0, up to 1")
     kinds = kinds_in_both(before, after, iou, score_threshold)
     images = Images(before, after, most)
-    changed = (one for one in _changes(images, kinds) if one.change.amount)
+    changed = (one for one in changes_by_image(images, kinds) if one.change.amount)
     first = nsmallest(max(1, most), changed, key=lambda one: (-one.change.amount, one.key))[:most]
     if not images.common:
         raise UserError(f"{before.url} and {after.url} have no image in common: images are the same by their key")
@@ -47,7 +47,8 @@ def compare(
     return Comparison(before.url, after.url, images.counts, images.examples, changes, tuple(first))
 
 
-def _changes(images: Images, kinds: dict[str, Kind]) -> Iterator[ImageChange]:
+def changes_by_image(images: Images, kinds: dict[str, Kind]) -> Iterator[ImageChange]:
+    """What became of the labels of each image that both jobs could read, whether anything has changed or not."""
     pairs = iter(images)
     while some := list(islice(pairs, _IMAGES_AT_ONCE)):
         counted = [kind.count(some) for kind in kinds.values()]

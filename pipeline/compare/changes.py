@@ -138,7 +138,7 @@ class Changes:
         """A table of the categories, those that changed most first."""
         ordered = sorted(self.categories.items(), key=lambda one: (-one[1].amount, one[0]))
         rows = [[name, *_counts(change), *_means(change)] for name, change in [*ordered, ("all", self.total)]]
-        yield from _aligned([["CATEGORY", *_HEADERS, "MEAN IOU", "SCORE CHANGE"], *rows])
+        yield from aligned([["CATEGORY", *_HEADERS, "MEAN IOU", "SCORE CHANGE"], *rows])
         for (ours, theirs), count in self.reclassified.most_common(_SHOWN):
             yield f"{count:,} {ours} became {theirs}"
 
@@ -206,7 +206,7 @@ class Comparison:
             yield from ("", f"{kind}:", *changes.lines())
         if self.most_changed:
             rows = [[one.key, f"{one.change.amount:.2f}", *_counts(one.change)] for one in self.most_changed]
-            yield from ("", "images that changed most:", *_aligned([["IMAGE", "CHANGE", *_HEADERS], *rows]))
+            yield from ("", "images that changed most:", *aligned([["IMAGE", "CHANGE", *_HEADERS], *rows]))
 
 
 def _counts(change: Change) -> list[str]:
@@ -218,7 +218,7 @@ def _means(change: Change) -> list[str]:
     return ["-" if mean is None else format(mean, form) for mean, form in means]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Names on the left, numbers on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *numbers in rows:

@@ -34,7 +34,7 @@ def kinds_in_both(before: LabelDataset, after: LabelDataset, iou: float, score_t
     Raises:
         UserError: they have none in common.
     """
-    ours, theirs = _names(before.categories, after.categories)
+    ours, theirs = names_in_both(before.categories, after.categories)
 
     def kind(segments: str | None) -> Kind:
         readers = (Reader(before, ours, segments, score_threshold), Reader(after, theirs, segments, score_threshold))
@@ -106,7 +106,7 @@ class Reader:
         return (row["score"] is None or row["score"] >= self._lowest) and row.get("kind") == self._segments
 
 
-def _names(before: CategorySet, after: CategorySet) -> tuple[Names, Names]:
+def names_in_both(before: CategorySet, after: CategorySet) -> tuple[Names, Names]:
     """What the categories of each are called: those that are the same have one name, the one before."""
     same = {ALIASES.get(category.name, category.name): category.name for category in before}
     ours = {category.id: category.name for category in before}

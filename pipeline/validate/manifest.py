@@ -34,7 +34,7 @@ from prelabel.pipeline.validate.violations import Validation, Violations
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import JobError, PrelabelError, one_line
 from prelabel.schemas.job import JobRecord, fingerprint
-from prelabel.schemas.tables import TABLES, part_name
+from prelabel.schemas.tables import ADDED, TABLES, part_name
 
 NAMES_IN_MANIFEST = {path.rpartition("/")[2] for path in (JOB, UNITS, COMMITS, FAILURES, LOCK, TEMPORARY)}
 COMMIT_KEYS = {"unit", "parts", "counts", "timings"}
@@ -277,7 +277,7 @@ def _look_at_tables(
             digits = name.removeprefix("part-").removesuffix(".parquet")
             unit = int(digits) if digits.isdecimal() else -1
             is_planned = 0 <= unit < planned and name == part_name(unit)
-            if (is_planned and unit in committed) or (table == "reviews" and name.endswith(".parquet")):
+            if (is_planned and unit in committed) or (table in ADDED and name.endswith(".parquet")):
                 continue
             if is_planned:
                 leftovers.add("part", "has no commit, so it does not count", file=f"{table}/{name}")

@@ -20,7 +20,7 @@ from prelabel.pipeline.sources.base import Unit
 from prelabel.pipeline.storage import Storage
 from prelabel.pipeline.writer import write_unit
 from prelabel.schemas.job import JobRecord, fingerprint
-from prelabel.schemas.tables import TABLES, file_metadata
+from prelabel.schemas.tables import ADDED, TABLES, file_metadata
 
 OUTPUT = "memory://labels"
 Change = Callable[[dict[str, list[Row]]], object]
@@ -44,7 +44,7 @@ def rows_of(image: Row) -> dict[str, list[Row]]:
 
 
 def tables_of(unit: Unit) -> dict[str, list[Row]]:
-    tables: dict[str, list[Row]] = {name: [] for name in TABLES if name != "reviews"}
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES if name not in ADDED}
     for position in range(len(unit)):
         for name, rows in rows_of(image_row(unit, position)).items():
             tables[name] += rows
