@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"})
 
 _NESTED = ("model", "state_dict", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_EXPANDED = 2**31
+"""Bytes that tensors may have beyond twice their file: one number in it can be a tensor of any size."""
 _COUNTER = "num_batches_tracked"  # has no part in a prediction; a frozen batch norm leaves it out
 
 
@@ -57,12 +59,17 @@ def read_weights(path: str) -> dict[str, Tensor]:
         ModelError: the file is absent or damaged, holds pickled code or a program, or no state_dict
     """
     content = _read(path)
+    most = 2 * os.path.getsize(path) + _EXPANDED
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+    if not _is_state_dict(content):
         raise ModelError(f"weights {path}: there is no state_dict in it: save the network's state_dict() alone")
+    odd = next((name for name, tensor in content.items() if not _is_plain(tensor)), None)
+    if odd is not None or sum(tensor.nbytes for tensor in content.values()) > most:
+        what = f"{odd:.99} is no dense tensor" if odd is not None else "its tensors are larger than the file"
+        raise ModelError(f"weights {path}: {what}: save the state_dict() of a plain network")
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
@@ -81,22 +88,50 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: str) -> N
         differ = [name for names in network.load_state_dict(state, strict=False) for name in names]
     except RuntimeError:  # a shape
         differ = ["shape"]
+    own = network.state_dict()
+    differ += [name for name, tensor in tensors.items() if name in own and _differs(own[name], tensor)]
     if any(not name.endswith(_COUNTER) for name in differ):
         raise ModelError(f"weights {path} are another network's: {_differences(network, tensors)}: check --model")
 
 
 def _differences(network: nn.Module, tensors: dict[str, Tensor]) -> str:
     """The first three."""
-    own = {name: tensor.shape for name, tensor in network.state_dict().items() if not name.endswith(_COUNTER)}
-    given = {name: tensor.shape for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
+    own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_COUNTER)}
+    given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
     differ = [f"{name} is missing" for name in own if name not in given]
     differ += [f"{name} is not the network's" for name in given if name not in own]
     differ += [
-        f"{name} is {tuple(given[name])} and not {tuple(own[name])}"
+        f"{name} is {_how(given[name], own[name])} and not {_how(own[name], given[name])}"
         for name in own
-        if given.get(name, own[name]) != own[name]
+        if name in given and _differs(own[name], given[name])
     ]
     return ", ".join(differ[:3]) + (f" and {len(differ) - 3} more" if len(differ) > 3 else "")
+
+
+def _differs(own: Tensor, given: Tensor) -> bool:
+    """Whether copying would fail, or make other numbers of whole ones."""
+    return own.shape != given.shape or own.is_floating_point() != given.is_floating_point()
+
+
+def _how(tensor: Tensor, other: Tensor) -> str:
+    """What tells it from the other."""
+    return str(tuple(tensor.shape) if tensor.shape != other.shape else tensor.dtype)
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_complex())
+    )
 
 
 def _read(path: str) -> Any:
@@ -110,8 +145,10 @@ def _read(path: str) -> Any:
         raise ModelError(
             f"weights {path}: pickled code is refused: save the network's state_dict(), or use safetensors"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:120]
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  on malformed files the readers raise anything
+        reason = f"{str(error).partition(chr(10))[0] or type(error).__name__:.120}"
         raise ModelError(f"weights {path}: not a weights file, or damaged ({reason}): save or copy it again") from None
 
 
@@ -120,8 +157,11 @@ def _unpickle(path: str) -> Any:
     if zipped:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
+            compressed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
         if "constants.pkl" in names or "data.pkl" not in names:
             raise ModelError(f"weights {path}: a program is refused (TorchScript, torch.export): save the state_dict()")
+        if compressed:
+            raise ModelError(f"weights {path}: compressed, which torch.save never does: save the state_dict() again")
     # torchvision's own training scripts leave their command line in the checkpoint: a class without code
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

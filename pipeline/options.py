@@ -122,6 +122,12 @@ label_options = several(
         help="A name that the family knows, or a .pth or .safetensors file.",
     ),
     option(
+        "--weights-sha256",
+        metavar="HEX",
+        multiple=True,
+        help="What the weights' file must hash to; looked at before anything in it.",
+    ),
+    option(
         "--categories",
         metavar="FILE",
         type=Line(),

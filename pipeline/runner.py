@@ -218,6 +218,7 @@ def _spec(labels: Labels, model: ModelChoice) -> ModelSpec:
     return ModelSpec(
         model.name,
         weights=model.weights,
+        weights_sha256=model.weights_sha256,
         categories=categories,
         score_threshold=model.score_threshold,
         path=labels.python_path,

@@ -27,7 +27,7 @@ Url = Annotated[str, AfterValidator(_without_secret)]
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_without_secret)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-OF_A_MODEL = ("weights", "categories", "score_threshold", "task")
+OF_A_MODEL = ("weights", "weights_sha256", "categories", "score_threshold", "task")
 """Options that may be said of one model: `MODEL=VALUE`."""
 
 
@@ -41,6 +41,7 @@ class ModelChoice(_Section):
     Attributes:
         name: family:name
         weights: a name that the family knows, or a file; None: the family's default
+        weights_sha256: what the SHA-256 of the weights' file must be
         categories: a file that names the categories; None: the model's own
         score_threshold: None is 0.05, or the model's own threshold where that is higher
         tasks: what to ask of this model; none: the job's tasks
@@ -48,6 +49,7 @@ class ModelChoice(_Section):
 
     name: Name
     weights: Name | None = None
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
     categories: Name | None = None
     score_threshold: Fraction | None = None
     tasks: tuple[str, ...] = ()
@@ -172,8 +174,8 @@ class Job(_Section):
     def of(cls, *sources: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Job:
         """A job from the command line's option names: `Job.of("images", output="labels", model="…", batch_size=4)`.
 
-        `model`, `task` and `include`, and with several models `weights`, `categories` and `score_threshold`, may be a
-        list; `"A=V"` in one of those that can say whose they are says V of model A alone. Paths may be `pathlib`'s.
+        `model`, `task` and `include`, and with several models those of OF_A_MODEL, may be a list; `"A=V"` in one of
+        those that can say whose they are says V of model A alone. Paths may be `pathlib`'s.
 
         Raises:
             UserError: an option is unknown or its value makes no sense.
@@ -237,6 +239,7 @@ _MESSAGES = {
     "extra_forbidden": "there is no such option",
     "too_short": "name at least one",
     "string_too_short": "says nothing",
+    "string_pattern_mismatch": "expected 64 hexadecimal digits",
 }
 """In place of pydantic's, by its type of error."""
 

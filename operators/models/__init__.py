@@ -37,6 +37,7 @@ class ModelSpec:
     Attributes:
         name: `family:rest`
         weights: a name that the family knows, or a local file; None: the family's default
+        weights_sha256: what the file's SHA-256 must be, hexadecimal; None: anything
         categories: what can be found; None: what the weights say
         score_threshold: the network's own threshold is set to just this; None: 0.05, or its own where that is higher
         device: "auto" (a GPU where there is one), "cpu" or "cuda"
@@ -46,6 +47,7 @@ class ModelSpec:
 
     name: str
     weights: str | None = None
+    weights_sha256: str | None = None
     categories: CategorySet | None = None
     score_threshold: float | None = None
     device: str = "auto"
@@ -78,6 +80,9 @@ class Offer:
 class Family(ABC):
     """A kind of models, loaded in one way. A package that may be missing is imported in `load`, and is in EXTRAS."""
 
+    wraps = False
+    """Whether `load` leaves the weights to `load_model` of another name."""
+
     @abstractmethod
     def offers(self) -> list[Offer]:
         """What there is, for people; finding out is cheap, and needs no extra."""
@@ -85,6 +90,10 @@ class Family(ABC):
     @abstractmethod
     def load(self, spec: ModelSpec) -> Model:
         """The model, on its device. Raises ModelError."""
+
+    def weights_path(self, spec: ModelSpec) -> str | None:
+        """The file that `load` will read its weights from; None where there is not just one."""
+        return spec.weights
 
     def names(self) -> list[str]:
         """What can follow `family:`."""
@@ -97,8 +106,11 @@ def load_model(spec: ModelSpec) -> Model:
     Raises:
         ModelError: the name is unknown, a package is missing, or the weights or categories don't fit.
     """
+    family = _family(spec.name)
+    if spec.weights_sha256 is not None and not family.wraps:
+        _check_sha256(spec, family.weights_path(spec))
     try:
-        model = _family(spec.name).load(spec)
+        model = family.load(spec)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -129,6 +141,20 @@ def unknown_model(name: str) -> ModelError:
     near = [known[match] for match in difflib.get_close_matches(name, known, n=2)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return ModelError(f"there is no model {name!r}: {guess}`prelabel models` lists all")
+
+
+def _check_sha256(spec: ModelSpec, path: str | None) -> None:
+    """Raises ModelError if the weights are not those that were meant; nothing in them has been looked at then."""
+    from prelabel.operators.weights import file_digest
+
+    if path is None:
+        raise ModelError(f"{spec.name}: --weights-sha256 is of a file, and there is not just one: give it as --weights")
+    found = file_digest(path)
+    if found != str(spec.weights_sha256).lower():
+        raise ModelError(
+            f"weights {path} have the SHA-256 {found}, and not {spec.weights_sha256} as --weights-sha256 says: they "
+            "are other weights, or were tampered with"
+        )
 
 
 def _family(name: str) -> Family:

@@ -37,6 +37,8 @@ ROI_TASKS = frozenset({Task.DETECT, Task.SEGMENT_INSTANCES, Task.DETECT_KEYPOINT
 class FastRCNNFamily(Family):
     """`fast_rcnn:BUILDER` or `fast_rcnn:FAMILY:NAME`; the weights are those of the detector named."""
 
+    wraps = True
+
     def offers(self) -> list[Offer]:
         """The builders of torchvision that have heads for regions."""
         builders = {name: name.partition("_")[0] for name in list_models(module=detection)}

@@ -39,6 +39,8 @@ _OFFERED = ("alexnet", "vgg16", "resnet18", "resnet50", "mobilenet_v3_large", "e
 class RCNNFamily(Family):
     """`rcnn:BUILDER` or `rcnn:FAMILY:NAME`; the weights are those of the classifier named."""
 
+    wraps = True
+
     def offers(self) -> list[Offer]:
         """Some of torchvision's classifiers, of which each one can be named."""
         return [Offer(name, ("detect",), "ImageNet") for name in _OFFERED]

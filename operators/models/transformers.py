@@ -68,6 +68,11 @@ class TransformersFamily(Family):
         """How such a name is made, and well-known ids."""
         return [Offer(name, tasks, categories, "transformers") for name, (tasks, categories) in OFFERS.items()]
 
+    def weights_path(self, spec: ModelSpec) -> str | None:
+        """The file given, or that of the directory where it has just one."""
+        files = [spec.weights] if spec.weights else [str(file) for file in _weights(_folder(spec))]
+        return files[0] if len(files) == 1 else None
+
     def load(self, spec: ModelSpec) -> TransformersModel:
         """The network of the class that the configuration names, with the image processor beside it."""
         import transformers

@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
 OTHER_MODEL: dict[str, Any] = {
     "name": "torchvision:fcos_resnet50_fpn",
     "weights": "mine.pth",
+    "weights_sha256": "0" * 64,
     "categories": "mine.json",
     "score_threshold": 0.3,
     "tasks": ("detect",),
