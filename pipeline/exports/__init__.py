@@ -12,6 +12,9 @@ EXPORTS: dict[str, str] = {
     "coco-keypoints": "prelabel.pipeline.exports.coco_keypoints:CocoKeypoints",
     "coco-panoptic": "prelabel.pipeline.exports.coco_panoptic:CocoPanoptic",
     "coco-results": "prelabel.pipeline.exports.coco:CocoResults",
+    "cvat": "prelabel.pipeline.exports.cvat:CvatImages",
+    "cvat-coco": "prelabel.pipeline.exports.cvat_coco:CvatCoco",
+    "voc": "prelabel.pipeline.exports.voc:Voc",
 }
 """Format name -> "module:Class", imported on use."""
 
