@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from prelabel.pipeline.exports.base import Exporter, ExportSummary
-from prelabel.pipeline.exports.names import NOT_XML, check_names
+from prelabel.pipeline.exports.names import FORBIDDEN, check_names
 from prelabel.pipeline.exports.rows import Row, labeled_images
 from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.selection import Labels
@@ -27,7 +27,7 @@ LAST = 254
 """The highest index of a class or an object in a PNG; 255 is VOC's void, which trainers pass over."""
 LONGEST = 200
 """Bytes of a stem; file systems take 255 with the suffix."""
-NOT_LISTED = re.compile(rf"^[#\s]|[:\n\r]|\s$|{NOT_XML.pattern}")
+NOT_LISTED = re.compile(rf"^#|[:\n\r]|{FORBIDDEN.pattern}")
 """What a name in `labelmap.txt` can't have: its fields are parted by colons, its comments begin with #."""
 
 
