@@ -14,7 +14,11 @@ EXPORTS: dict[str, str] = {
     "coco-results": "prelabel.pipeline.exports.coco:CocoResults",
     "cvat": "prelabel.pipeline.exports.cvat:CvatImages",
     "cvat-coco": "prelabel.pipeline.exports.cvat_coco:CvatCoco",
+    "fiftyone": "prelabel.pipeline.exports.fiftyone:FiftyOne",
     "voc": "prelabel.pipeline.exports.voc:Voc",
+    "yolo": "prelabel.pipeline.exports.yolo:Yolo",
+    "yolo-pose": "prelabel.pipeline.exports.yolo:YoloPose",
+    "yolo-segment": "prelabel.pipeline.exports.yolo:YoloSegment",
 }
 """Format name -> "module:Class", imported on use."""
 
