@@ -15,6 +15,7 @@ EXPORTS: dict[str, str] = {
     "cvat": "prelabel.pipeline.exports.cvat:CvatImages",
     "cvat-coco": "prelabel.pipeline.exports.cvat_coco:CvatCoco",
     "fiftyone": "prelabel.pipeline.exports.fiftyone:FiftyOne",
+    "label-studio": "prelabel.pipeline.exports.label_studio:LabelStudioTasks",
     "voc": "prelabel.pipeline.exports.voc:Voc",
     "yolo": "prelabel.pipeline.exports.yolo:Yolo",
     "yolo-pose": "prelabel.pipeline.exports.yolo:YoloPose",

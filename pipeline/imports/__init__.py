@@ -9,6 +9,7 @@ from prelabel.schemas.errors import UserError
 
 IMPORTS: dict[str, str] = {
     "coco": "prelabel.pipeline.imports.coco:CocoImporter",
+    "label-studio": "prelabel.pipeline.imports.label_studio:LabelStudioImporter",
 }
 """Format name -> "module:Class", imported on use."""
 
