@@ -118,6 +118,19 @@ def write_results(out: BinaryIO, annotations: Iterable[pa.RecordBatch]) -> int:
     return count
 
 
+def write_proposals(out: BinaryIO, proposals: Iterable[pa.RecordBatch]) -> int:
+    """Write proposals as results of category 1, to evaluate with `useCats = 0`; returns their number.
+
+    Args:
+        out: where to; it is written from front to back
+        proposals: of the proposals table, columns image_id, bbox and score
+    """
+    out.write(b"[")
+    count = _write_list(out, _objects(proposals, _proposal_objects))
+    out.write(b"]\n")
+    return count
+
+
 def _write_list(out: BinaryIO, parts: Iterable[list[dict[str, Any]]]) -> int:
     """Write the objects of all parts between brackets that are there already; returns their number."""
     count = 0
@@ -187,6 +200,14 @@ def _result_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         if points is not None:
             result["keypoints"] = points
     return objects
+
+
+def _proposal_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    columns = (_values(batch[name]) for name in ("image_id", "score"))
+    return [
+        {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
+        for box, image_id, score in zip(_boxes(batch), *columns, strict=True)
+    ]
 
 
 def _boxes(batch: pa.RecordBatch) -> np.ndarray:
