@@ -19,6 +19,7 @@ from prelabel.pipeline.cli.reporting import report
 from prelabel.pipeline.cli.sampling import audit, sample
 from prelabel.pipeline.cli.tables import export, query
 from prelabel.pipeline.cli.terminal import INTERRUPTED
+from prelabel.pipeline.cli.uploading import upload
 from prelabel.pipeline.logs import TextFormatter, event, is_json, json_lines, tell
 from prelabel.pipeline.options import option
 from prelabel.schemas.errors import PrelabelError, printable
@@ -64,6 +65,7 @@ for command in (
     validate,
     export,
     import_labels,
+    upload,
     query,
     evaluate,
     compare,
