@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -115,10 +116,8 @@ class Polygons(YoloLines):
         """Also how much the polygons are like the masks."""
         counts, notes = self._counts, super().notes()
         if counts["masks"]:
-            mean = self._overlaps / counts["masks"]
-            notes.append(
-                f"masks are polygons: their IoU with the masks is {mean:.4f} on average, least {self._least:.4f}"
-            )
+            mean, least = (math.floor(1e4 * one) / 1e4 for one in (self._overlaps / counts["masks"], self._least))
+            notes.append(f"masks are polygons: their IoU with the masks is {mean:.4f} on average, {least:.4f} at least")
         if counts["joined"]:
             notes.append(f"{counts['joined']:,} masks of several parts, or with holes, are one polygon with bridges")
         if counts["boxes"]:
