@@ -25,6 +25,8 @@ from prelabel.schemas.errors import JobError, one_line
 logger = logging.getLogger("prelabel")
 
 LOCK = f"{FOLDER}/lock.json"
+CLAIM = f"{FOLDER}/lock.claim.json"
+"""Exists for the moment in which the lock of a dead runner is replaced."""
 BEAT_SECONDS = 5.0
 BEATS_TO_WAIT = 3
 
@@ -60,8 +62,9 @@ class Lock:
 
     def __enter__(self) -> Lock:
         with reaching(f"lock {self.storage.url}"):
-            if not self.storage.create(LOCK, self._content(0)):
-                self._replace()
+            while not self.storage.create(LOCK, self._content(0)):
+                if self._replace():
+                    break
         self._thread.start()
         return self
 
@@ -82,26 +85,49 @@ class Lock:
     def _content(self, beat: int) -> bytes:
         return to_json({**self.owner, "beat": beat})
 
-    def _replace(self) -> None:
+    def _replace(self) -> bool:
+        """Takes a lock whose runner is gone; False if it is released meanwhile. Of several that try, one may."""
         held = _read(self.storage)
-        if held is not None and not self.take_over and self._is_fresh(held):
+        if held is None:
+            return False
+        if not self.take_over and self._is_fresh(held, LOCK):
+            who = f"process {held['pid']} on {held.get('host')}" if "pid" in held else "another process"
             raise JobError(
-                f"{self.storage.url} is being worked on by process {held.get('pid')} on {held.get('host')}: wait for "
-                f"it, or take the job over with `prelabel resume {self.storage.url} --take-over`"
+                f"{self.storage.url} is being worked on by {who}: wait for it, or take the job over with "
+                f"`prelabel resume {self.storage.url} --take-over`"
             )
-        self.storage.put(LOCK, self._content(0))
-        # Two may have found the old lock stale: the later of their writes stands, and both look again.
-        time.sleep(self.beat_seconds / 5)
-        if _owner(_read(self.storage)) != self.owner["owner"]:
-            raise JobError(f"another runner took {self.storage.url} at the same moment; this one stops")
+        too_late = JobError(
+            f"another runner took {self.storage.url} at the same moment, so this one stops; if nobody works on it, give "
+            "the command again"
+        )
+        if not self.storage.create(CLAIM, self._content(0)):
+            self._clear_claim()
+            raise too_late
+        try:
+            if _owner(_read(self.storage)) != _owner(held):
+                raise too_late
+            for _ in range(BEATS_TO_WAIT):  # who is taken over may have been about to beat, and takes it back then
+                self.storage.put(LOCK, self._content(0))
+                time.sleep(self.beat_seconds / 5)
+                if _owner(_read(self.storage)) == self.owner["owner"]:
+                    return True
+        finally:
+            self.storage.delete(CLAIM)
+        raise too_late
 
-    def _is_fresh(self, held: dict[str, Any]) -> bool:
+    def _clear_claim(self) -> None:
+        """Removes the claim of who died between claiming a lock and taking it; the next attempt may use that."""
+        claimed = _read(self.storage, CLAIM)
+        if claimed is not None and not self._is_fresh(claimed, CLAIM):
+            self.storage.delete(CLAIM)
+
+    def _is_fresh(self, held: dict[str, Any], name: str) -> bool:
         here = _this_process()
         if held.get("machine") == here["machine"]:
             return _is_alive(held)
         for _ in range(BEATS_TO_WAIT):
             time.sleep(self.beat_seconds)
-            if _read(self.storage) not in (held, None):
+            if _read(self.storage, name) not in (held, None):
                 return True
         return False
 
@@ -127,9 +153,9 @@ def holder(storage: Storage) -> dict[str, Any] | None:
     return held
 
 
-def _read(storage: Storage) -> dict[str, Any] | None:
+def _read(storage: Storage, name: str = LOCK) -> dict[str, Any] | None:
     try:
-        content = orjson.loads(storage.read(LOCK))
+        content = orjson.loads(storage.read(name))
     except FileNotFoundError:
         return None
     except orjson.JSONDecodeError:

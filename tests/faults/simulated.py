@@ -28,7 +28,7 @@ class Bucket(AbstractFileSystem):
     protocol = "bucket"
     cachable = False
     files: ClassVar[dict[str, bytes]] = {}
-    fault: ClassVar[Fault] = no_fault
+    fault: ClassVar[Fault] = staticmethod(no_fault)
 
     @classmethod
     def reset(cls, files: dict[str, bytes] | None = None, fault: Fault = no_fault) -> None:

@@ -102,8 +102,10 @@ def test_a_call_that_fails_once_costs_nothing(source: str, undisturbed: tuple, f
         assert "labels/_manifest/lock.json" not in Bucket.files
 
 
-@pytest.mark.parametrize("for_good", [True, False])
-@pytest.mark.parametrize("fault", [error, lost_reply, refusal, no_space, crash, crash_after])
+ENDS = [(error, True), (lost_reply, True), (refusal, False), (no_space, True), (crash, False), (crash_after, False)]
+
+
+@pytest.mark.parametrize(("fault", "for_good"), ENDS)
 def test_a_call_that_ends_the_run_leaves_a_job_that_can_go_on(
     source: str, undisturbed: tuple, fault: Callable[[Effect], Any], for_good: bool
 ) -> None:
