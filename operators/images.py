@@ -26,11 +26,17 @@ from PIL import (  # a plugin registers itself in Image.OPEN when it is imported
     WebPImagePlugin,  # noqa: F401
 )
 
+# The system gets such blocks back at once; smaller ones stay with each of the threads that decode.
+Image.core.set_block_size(64 * 2**20)
+
 MAX_IMAGE_PIXELS = 178_956_970
 """The default limit: 512 MiB of RGB pixels, and where Pillow's own ends."""
 
 # Decoders of pixels alone: none that starts Ghostscript, reads other files or draws text. JPEG brings MPO along.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "ICO")
+
+# libjpeg makes up pixels that are missing; but Huffman codes take a bit at least for each block of 8 x 8 (ITU-T T.81).
+_JPEG_PIXELS_PER_BYTE = 8 * 64
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -114,11 +120,25 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> DecodedImage:
         raise ImageError(code, f"{type(error).__name__}: {error}") from error
 
 
+def pixels_in(data: bytes) -> int:
+    """Height times width, from the header alone; 0 where there is no image that it could be of."""
+    _quieten_pillow()
+    try:
+        width, height = _open(data).size
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  `decode` will say what is wrong
+        return 0
+    return width * height
+
+
 def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError("too_large", f"{width} x {height} pixels, at most {max_pixels} are allowed")
+    if image.format in ("JPEG", "MPO") and width * height > _JPEG_PIXELS_PER_BYTE * len(data):
+        raise ImageError("truncated", f"{len(data)} bytes can't hold the {width} x {height} pixels of the header")
     made_upright = image.format == "TIFF"  # by Pillow, in load
     orientation = _orientation(image) if made_upright else 1
     image.load()

@@ -1,10 +1,17 @@
-"""A unit's images in, a unit's tables out: decode ahead on threads, batch by input size, predict, make rows."""
+"""A unit's images in, a unit's tables out: decode ahead on threads, batch by input size, predict, make rows.
+
+Whatever the sizes of the images, pixels take no more memory than this: 16 bytes for each that is decoded ahead (Pillow
+makes copies), for AHEAD_PIXELS or one larger image; and 3 bytes for each that waits for a batch or is in one, for twice
+PENDING_PIXELS and one larger image. That is 1.6 GiB for images up to 64 megapixels, and 2.2 GiB where there are some
+of 100 megapixels. The encoded bytes of the unit come on top, and whatever the models need for a batch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -13,12 +20,15 @@ import pyarrow as pa
 import torch
 
 from prelabel.operators.base import Answer, ImageInfo, Model, Operator, Proposals, Task
-from prelabel.operators.images import DecodedImage, ImageError, decode
+from prelabel.operators.images import DecodedImage, ImageError, decode, pixels_in
 from prelabel.operators.threads import map_ahead
+from prelabel.operators.watchdog import Watchdog, turns_for
 from prelabel.schemas.tables import IMAGES, empty_table
 
 PENDING_PIXELS = 64 * 2**20
 """Decoded pixels that may wait for others of their input size: 192 MiB."""
+AHEAD_PIXELS = 64 * 2**20
+"""Pixels of the images that are decoded ahead."""
 TOO_LARGE = {
     "status": "failed",
     "error_code": "too_large",
@@ -27,6 +37,8 @@ TOO_LARGE = {
 R = TypeVar("R")
 Seconds = defaultdict[str, float]
 """What took how long."""
+_Row = tuple[int, pa.Scalar, pa.Scalar, dict[str, Any]]
+"""image_id, bytes, error_code, and what is known already."""
 
 
 def timed(seconds: Seconds, what: str, function: Callable[..., R], *arguments: object) -> R:
@@ -120,6 +132,7 @@ class Labeler:
         max_pixels: an image with more is refused before it is decoded
         threads: decode so many images at once
         progress: is told after each batch what it came to
+        watchdog: ends the process when an image takes too long; None: it may
     """
 
     def __init__(
@@ -130,12 +143,14 @@ class Labeler:
         max_pixels: int,
         threads: int,
         progress: Callable[[Advance], object] = id,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.asked = asked
         self.batch_size = batch_size
         self.max_pixels = max_pixels
         self.threads = threads
         self.progress = progress
+        self.watchdog = watchdog
 
     def look(self, unit: pa.Table, before: Findings | None = None) -> Findings:
         """What the models say of a unit's images, added to what others said before.
@@ -145,24 +160,34 @@ class Labeler:
             before: by another labeler, whose models come first in the job
         """
         findings = before or Findings.nothing(len(unit))
-        batches = self._batches(unit, findings)
+        image_ids = unit["image_id"].to_pylist()
+        batches = self._batches(unit, image_ids, findings)
         while batch := timed(findings.seconds, "wait", next, batches, None):
-            positions = [position for position, _ in batch]
-            seconds: Seconds = defaultdict(float)
-            pixels, said = [image.pixels for _, image in batch], [findings.answers[one] for one in positions]
-            answers = self._ask(pixels, said, seconds)
-            for position, one in zip(positions, answers, strict=True):
-                findings.answers[position] = one or []
-                findings.facts[position] |= {} if one else TOO_LARGE
-            for model, took in seconds.items():
-                findings.seconds[f"predict {model}"] += took
-            self.progress(Advance(len(batch), answers.count(None), seconds))
+            self._look_at(batch, [image_ids[position] for position, _ in batch], findings)
+            batch.clear()  # the memory is needed for the next one
         return findings
 
-    def _batches(self, unit: pa.Table, findings: Findings) -> Iterator[list[tuple[int, DecodedImage]]]:
+    def _look_at(self, batch: list[tuple[int, DecodedImage]], image_ids: list[int], findings: Findings) -> None:
+        seconds: Seconds = defaultdict(float)
+        pixels, said = [image.pixels for _, image in batch], [findings.answers[one] for one, _ in batch]
+        with self._watching(image_ids, turns_for([image.height * image.width for _, image in batch])):
+            answers = self._ask(pixels, said, seconds)
+        for (position, _), one in zip(batch, answers, strict=True):
+            findings.answers[position] = one or []
+            findings.facts[position] |= {} if one else TOO_LARGE
+        for model, took in seconds.items():
+            findings.seconds[f"predict {model}"] += took
+        self.progress(Advance(len(batch), answers.count(None), seconds))
+
+    def _watching(self, image_ids: list[int], turns: int = 1) -> AbstractContextManager[None]:
+        return self.watchdog.watching(image_ids, turns) if self.watchdog else nullcontext()
+
+    def _batches(
+        self, unit: pa.Table, image_ids: list[int], findings: Findings
+    ) -> Iterator[list[tuple[int, DecodedImage]]]:
         batches = Batches(self.batch_size, self._input_sizes)
-        rows = zip(unit["bytes"], unit["error_code"], findings.facts, strict=True)
-        decoded = map_ahead(self._decode_timed, rows, self.threads, ahead=self.threads)
+        rows = zip(image_ids, unit["bytes"], unit["error_code"], findings.facts, strict=True)
+        decoded = map_ahead(self._decode_timed, rows, self.threads, self.threads, self._pixels_in, AHEAD_PIXELS)
         for position, (what, image, seconds) in enumerate(decoded):
             findings.facts[position].update(what)
             findings.seconds["decode"] += seconds
@@ -175,20 +200,29 @@ class Labeler:
     def _input_sizes(self, image: DecodedImage) -> tuple[tuple[int, int], ...]:
         return tuple(one.model.input_size(image.height, image.width) for one in self.asked)
 
-    def _decode(self, row: tuple[pa.Scalar, pa.Scalar, dict[str, Any]]) -> tuple[dict[str, Any], DecodedImage | None]:
-        data, error_code, known = row
+    def _pixels_in(self, row: _Row) -> int:
+        image_id, data, error_code, _ = row
+        if error_code.is_valid:
+            return 0
+        with self._watching([image_id]):
+            count = pixels_in(data.as_py())
+        return count if count <= self.max_pixels else 0
+
+    def _decode(self, row: _Row) -> tuple[dict[str, Any], DecodedImage | None]:
+        image_id, data, error_code, known = row
         if error_code.is_valid or known.get("status") == "failed":
             return {"status": "failed"}, None
         encoded = data.as_py()
         facts = {"num_bytes": len(encoded), "digest": hashlib.sha256(encoded).hexdigest()}
         try:
-            image = decode(encoded, self.max_pixels)
+            with self._watching([image_id]):
+                image = decode(encoded, self.max_pixels)
         except ImageError as error:
             return facts | {"status": "failed", "error_code": error.code, "error": str(error)}, None
         names = ("width", "height", "orientation", "format")
         return facts | {"status": "ok"} | {name: getattr(image, name) for name in names}, image
 
-    def _decode_timed(self, row: Any) -> tuple[dict[str, Any], DecodedImage | None, float]:
+    def _decode_timed(self, row: _Row) -> tuple[dict[str, Any], DecodedImage | None, float]:
         began = perf_counter()
         return *self._decode(row), perf_counter() - began
 

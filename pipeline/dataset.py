@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from prelabel.pipeline.manifest import Manifest
+from prelabel.pipeline.manifest import Manifest, waiting
 from prelabel.pipeline.storage import Storage
 from prelabel.schemas import rle
 from prelabel.schemas.categories import Category, CategorySet
@@ -50,6 +50,7 @@ class LabelDataset:
         self.record: JobRecord = manifest.read_job()
         self.categories = CategorySet(map(Category.from_coco, self.record.categories))
         self.units = sorted(manifest.committed())
+        self._amended = manifest.amended()
 
     @property
     def is_complete(self) -> bool:
@@ -67,7 +68,11 @@ class LabelDataset:
         if name in ADDED:
             return [f"{name}/{part}" for part in self.storage.names(name) if part.endswith(".parquet")]
         units = self.units if name in self.record.tables else []
-        return [f"{name}/{part_name(unit)}" for unit in units]
+        return [self._part(name, unit) for unit in units]
+
+    def _part(self, name: str, unit: int) -> str:
+        path = f"{name}/{part_name(unit)}"
+        return waiting(path) if unit in self._amended else path
 
     def table(self, name: str) -> ds.Dataset:
         """A pyarrow dataset over the committed parts of a table, in image order; no rows where the job wrote none.
@@ -123,7 +128,7 @@ class LabelDataset:
         return pa.Table.from_batches(batches, TABLES[name])
 
     def _first_image_id(self, unit: int) -> int:
-        first = next(self.read_parts("images", [f"images/{part_name(unit)}"], columns=["image_id"]))
+        first = next(self.read_parts("images", [self._part("images", unit)], columns=["image_id"]))
         return int(first["image_id"][0].as_py())
 
     def masks(self, image_id: int) -> dict[int, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, cast
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from prelabel.pipeline.plan import from_table, to_table
+from prelabel.pipeline.portions import Skip
 from prelabel.pipeline.sources.base import Unit
 from prelabel.pipeline.storage import Storage, reaching
 from prelabel.schemas.errors import JobError, redacted
@@ -25,6 +26,8 @@ JOB = f"{FOLDER}/job.json"
 UNITS = f"{FOLDER}/units"
 COMMITS = f"{FOLDER}/commits"
 FAILURES = f"{FOLDER}/failures"
+AMENDED = f"{FOLDER}/amended"
+"""New parts of units that are committed, and the commits that make them count: see `prelabel.pipeline.amend`."""
 UNITS_PER_PLAN_FILE = 1_000
 """One file of the plan is one wave of work, so the driver never holds more units than this."""
 PLAN_ROWS = 64
@@ -41,6 +44,11 @@ def unit_number(name: str) -> int | None:
     """The unit of a file name that `unit_name` gives; None for any other name."""
     digits = name.removesuffix(".json")
     return int(digits) if digits.isascii() and digits.isdigit() and name == unit_name(int(digits)) else None
+
+
+def waiting(path: str) -> str:
+    """Where the new part waits that is to be at a path: `_manifest/amended/images-part-00000042.parquet`."""
+    return f"{AMENDED}/{path.replace('/', '-')}"
 
 
 def plan_name(number: int) -> str:
@@ -176,7 +184,9 @@ class Manifest:
         """The commits of some units, or of all, by unit number."""
         return self._contents(COMMITS, sorted(self.committed() if units is None else units))
 
-    def record_failure(self, unit: int, reason: str, message: str, final: bool) -> None:
+    def record_failure(
+        self, unit: int, reason: str, message: str, final: bool, skip: Mapping[int, Skip] | None = None
+    ) -> None:
         """Says why a unit could not be finished, and how often it was tried.
 
         Args:
@@ -184,14 +194,47 @@ class Manifest:
             reason: the kind of error
             message: the error itself
             final: whether only `--retry-failed` works it again; a storage that fails for now is not final
+            skip: images that it is to be worked without from now on; None: what was said before stays
         """
         name = f"{FAILURES}/{unit_name(unit)}"
+        before = self._failure(name)
+        what = {"unit": unit, "attempts": before.get("attempts", 0) + 1, "error": reason}
+        what |= {"message": redacted(message), "final": final}
+        listed = before.get("skip") if skip is None else [_listed(*one) for one in sorted(skip.items())]
+        self.storage.put(name, to_json(what | ({"skip": listed} if listed else {})))
+
+    def _failure(self, name: str) -> dict[str, Any]:
         try:
-            attempts = orjson.loads(self.storage.read(name))["attempts"]
+            return cast("dict[str, Any]", orjson.loads(self.storage.read(name)))
         except FileNotFoundError:
-            attempts = 0
-        what = {"unit": unit, "attempts": attempts + 1, "error": reason, "message": redacted(message), "final": final}
-        self.storage.put(name, to_json(what))
+            return {}
+
+    def skipped(self, units: Iterable[int]) -> dict[int, dict[int, Skip]]:
+        """For each of some units, the images that it is worked without, by their ids."""
+        told = self._contents(FAILURES, sorted(self._numbers(FAILURES).intersection(units)))
+        return {
+            failure["unit"]: {one["image_id"]: Skip(one["code"], one["unread"]) for one in failure.get("skip", ())}
+            for failure in told
+        }
+
+    def forget_failure(self, unit: int) -> None:
+        """Nothing is said against a unit and its images any more."""
+        with reaching(f"write to {self.storage.url}"):
+            self.storage.delete(f"{FAILURES}/{unit_name(unit)}")
+
+    # Committed units of which some images are worked again
+
+    def with_failed_images(self) -> set[int]:
+        """The numbers of the committed units in which an image has failed."""
+        return {commit["unit"] for commit in self.commits() if commit["counts"]["failed"]}
+
+    def amended(self) -> set[int]:
+        """The numbers of the units whose new parts count, and are not yet in their places."""
+        return self._numbers(AMENDED)
+
+    def amendment(self, unit: int) -> dict[str, Any]:
+        """The new commit of such a unit."""
+        return next(self._contents(AMENDED, [unit]))
 
     def _contents(self, folder: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
         with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -208,6 +251,10 @@ class Manifest:
             raise JobError(
                 f"{self.storage.path(name)} is damaged ({error}): `prelabel validate {url} --fix`"
             ) from error
+
+
+def _listed(image_id: int, skip: Skip) -> dict[str, Any]:
+    return {"image_id": image_id, **skip._asdict()}
 
 
 def checksum(data: bytes) -> str:

@@ -206,9 +206,14 @@ runtime_options = several(
     ),
     option(
         "--max-failed",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Exit with 3 if more images fail. [default: any number is fine]",
+        metavar="N|F%",
+        help="Stop, and exit with 3, if more images fail. [default: any number is fine]",
+    ),
+    option(
+        "--image-timeout",
+        type=click.FloatRange(0, 1e6, min_open=True),
+        metavar="SECONDS",
+        help="For decoding an image, and for a model to look at 16 megapixels of it. [default: 600]",
     ),
     option(
         "--max-failed-units",

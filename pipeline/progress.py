@@ -209,11 +209,11 @@ class Meter:
             event("unit_failed", "unit {unit} failed with {error}: {reason}".format(**facts), logging.WARNING, **facts)
         self.told = len(failures)
 
-    def end(self, committed: int, failed_units: int) -> None:
-        """The wave is over, and the manifest has told what it came to; the next one goes on from there."""
+    def end(self, committed: int, failed_units: int, images: int | None = None) -> None:
+        """The wave is over with all its images, or so many; the next one goes on from there."""
         self.begun = replace(
             self.latest,
-            done=self.begun.done + self.wave_images,
+            done=self.begun.done + (self.wave_images if images is None else images),
             committed=committed,
             failed_units=self.begun.failed_units + failed_units,
         )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import _thread
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from itertools import chain
@@ -19,12 +17,12 @@ from pydantic import ValidationError
 from prelabel.operators.models import ModelSpec
 from prelabel.operators.options import Options
 from prelabel.pipeline.calibrate import Calibration, Spread, calibrate
+from prelabel.pipeline.labeling import Labeling, Todo
 from prelabel.pipeline.lock import Lock
-from prelabel.pipeline.logs import event
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
 from prelabel.pipeline.pool import pool_of
-from prelabel.pipeline.progress import Meter, Pace, Progress, Reporter
+from prelabel.pipeline.progress import Pace, Progress, Reporter
 from prelabel.pipeline.sources.base import Unit
 from prelabel.pipeline.sources.shards import check_planned
 from prelabel.pipeline.storage import Storage, read_input
@@ -72,7 +70,8 @@ def run(job: Job, progress: Reporter = id) -> Summary:
             record = prepared.to_record(image_count, unit_count)
             lock.check()
             manifest.write_job(record)
-            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(set(), image_count)
+            todo = Todo(frozenset(range(unit_count)), images=image_count)
+            Labeling(manifest, record, prepared.work, pool, lock, progress).label(todo)
     return summarize(manifest, record, time.monotonic() - began)
 
 
@@ -89,7 +88,7 @@ def resume(
     Args:
         output: URL of the job's output
         take_over: whether to take the job from a runner that seems alive
-        retry_failed: whether to work units again that were given up
+        retry_failed: whether to work units again that were given up, and in the others the images that failed
         progress: is told how far it is
         runtime: fields of `Runtime` that differ from the first run's
 
@@ -100,7 +99,7 @@ def resume(
     began = time.monotonic()
     manifest = Manifest(Storage(output))
     record = _with_runtime(manifest.read_job(), manifest.storage.url, runtime)
-    if not _open_units(manifest, record, retry_failed):
+    if not _todo(manifest, record, retry_failed).all and not manifest.amended():
         return replace(summarize(manifest, record), worked=False)
     manifest.storage.check_writable()
     with Lock(manifest.storage, take_over, _interrupt) as lock:
@@ -110,16 +109,16 @@ def resume(
         with graph.cluster(record.job.runtime.address):
             prepared = _prepare(record.job)
             _check_unchanged(record, prepared)
-            done = set(range(record.units)) - _open_units(manifest, record, retry_failed)
-            left = _check_sources(manifest, done)
+            todo = _check_sources(manifest, record, _todo(manifest, record, retry_failed))
             pool = pool_of(record.job.runtime, len(record.models), *graph.resources())
-            _Labeling(manifest, record, prepared.work, pool, lock, progress).label(done, left)
+            Labeling(manifest, record, prepared.work, pool, lock, progress).label(todo)
     return summarize(manifest, record, time.monotonic() - began)
 
 
-def _open_units(manifest: Manifest, record: JobRecord, retry_failed: bool) -> set[int]:
-    given_up = set() if retry_failed else manifest.given_up()
-    return set(range(record.units)) - manifest.committed() - given_up
+def _todo(manifest: Manifest, record: JobRecord, retry_failed: bool) -> Todo:
+    committed, given_up = manifest.committed(), set() if retry_failed else manifest.given_up()
+    amended = frozenset(manifest.with_failed_images()) if retry_failed else frozenset[int]()
+    return Todo(frozenset(range(record.units)) - committed - given_up, amended, forgetting=retry_failed)
 
 
 def dry_run(job: Job, progress: Reporter = id, trial_images: int = 0) -> DryRun:
@@ -206,6 +205,7 @@ def _prepare(job: Job) -> _Prepared:
         description,
         labels.max_image_pixels,
         file_metadata(job_print, description.categories_json),
+        job.runtime.image_timeout,
     )
     return _Prepared(job, categories, job_print, description, work)
 
@@ -279,73 +279,6 @@ def _interrupt() -> None:
     _thread.interrupt_main()
 
 
-@dataclass(frozen=True)
-class _Labeling:
-    """The part of a run that holds the lock and a cluster, and works the open units wave by wave."""
-
-    manifest: Manifest
-    record: JobRecord
-    work: Any
-    pool: Any
-    lock: Lock
-    progress: Reporter
-
-    def label(self, done: set[int], left: int) -> None:
-        """Works the units that are not done, and hold so many images, until too many have failed."""
-        begun = Progress(
-            "label",
-            self.record.images - left,
-            self.record.images,
-            committed=len(self.manifest.committed()),
-            units=self.record.units,
-            workers=0,
-            wanted=self.pool.most * len(self.pool.groups),
-        )
-        meter = Meter(self.progress, begun)
-        most = tolerated = self.record.job.runtime.max_failed_units
-        for wave in self.manifest.waves(done):
-            tolerated -= self._label_wave(wave, tolerated, meter)
-            if tolerated < 0:
-                logger.warning("more than %d units failed (--max-failed-units): stopped", most)
-                break
-        self.manifest.storage.delete_temporary()
-
-    def _label_wave(self, wave: list[Unit], tolerated: int, meter: Meter) -> int:
-        """Works some units; returns how many failed, each told in the manifest."""
-        from prelabel.pipeline import graph
-
-        told = self._attempts()
-        meter.begin(sum(map(len, wave)))
-        try:
-            errors = graph.label_wave(self.work, wave, self.pool, tolerated, meter)
-        except KeyboardInterrupt:
-            self.lock.check()
-            raise
-        self.lock.check()
-        committed = self.manifest.committed()
-        failed = {unit.number for unit in wave} - committed
-        meter.end(len(committed), len(failed))
-        if failed:
-            logger.debug("%s", "\n".join(errors))
-            attempts = self._attempts()
-            for unit in sorted(unit for unit in failed if attempts.get(unit, 0) == told.get(unit, 0)):
-                reason = _reason(errors)
-                event("unit_failed", f"unit {unit} failed: {reason}", logging.WARNING, unit=unit, reason=reason)
-                with suppress(OSError):
-                    self.manifest.record_failure(unit, "Unfinished", reason, final=False)
-        return len(failed)
-
-    def _attempts(self) -> dict[int, int]:
-        return {failure["unit"]: failure["attempts"] for failure in self.manifest.failures()}
-
-
-def _reason(errors: list[str]) -> str:
-    """The one line that says most in what Ray logs of a failed block: the last that names an error."""
-    lines = [line.strip() for error in errors for line in error.splitlines()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Invalid|Died)\b.*:", line)]
-    return (named or lines or ["its worker died, or the run was stopped"])[-1]
-
-
 def _with_runtime(record: JobRecord, output: str, changes: dict[str, Any]) -> JobRecord:
     given = {name: value for name, value in changes.items() if value is not None}
     try:
@@ -379,10 +312,11 @@ def _warn_of_versions(then: dict[str, str], now: dict[str, str]) -> None:
         logger.warning("other versions than when the job began may give other results: %s", ", ".join(changed))
 
 
-def _check_sources(manifest: Manifest, done: set[int]) -> int:
-    """The images that are left. Raises SourceError if a shard with some is not the one that the plan recorded."""
+def _check_sources(manifest: Manifest, record: JobRecord, todo: Todo) -> Todo:
+    """With the images that are left. Raises SourceError if a shard with some is not the one of the plan."""
+    failed = {commit["unit"]: sum(commit["counts"]["failed"].values()) for commit in manifest.commits(todo.amended)}
     images = 0
-    for wave in manifest.waves(done):
-        images += sum(map(len, wave))
+    for wave in manifest.waves(set(range(record.units)) - todo.all):
+        images += sum(failed.get(unit.number, len(unit)) for unit in wave)
         check_planned(wave)
-    return images
+    return replace(todo, images=images)

@@ -12,7 +12,7 @@ from typing import Any
 from prelabel.pipeline.lock import BEAT_SECONDS, BEATS_TO_WAIT, holder
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.storage import Storage, reaching
-from prelabel.schemas.job import JobRecord
+from prelabel.schemas.job import JobRecord, exceeds
 
 BESIDE = ("read", "decode", "write")
 """Timings of what goes on beside a worker; the others are its own."""
@@ -33,7 +33,7 @@ class Summary:
         units, committed: units planned, and those that count
         failures: why units without a commit could not be finished, as `_manifest/failures` has it
         seconds: this run took
-        max_failed: failed images that the job tolerates
+        max_failed: failed images that the job tolerates: so many, or a share such as "5%"
         runner: who works on it now
         worked: whether there was anything to do
         timings: seconds by what they were spent on, summed over all commits: "read", "decode" (on threads that run
@@ -52,7 +52,7 @@ class Summary:
     proposals: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    max_failed: int | None = None
+    max_failed: int | str | None = None
     runner: dict[str, Any] | None = None
     worked: bool = True
     timings: dict[str, float] = field(default_factory=dict)
@@ -81,8 +81,12 @@ class Summary:
     @property
     def exit_code(self) -> int:
         """0, or 3 where units failed or more images than `max_failed`."""
-        too_many = self.max_failed is not None and self.failed_images > self.max_failed
-        return 0 if self.is_complete and not too_many else 3
+        return 0 if self.is_complete and not self.too_many_failed else 3
+
+    @property
+    def too_many_failed(self) -> bool:
+        """Whether more images failed than `max_failed`."""
+        return exceeds(self.max_failed, self.failed_images, self.done)
 
 
 def status(output: str) -> Summary:

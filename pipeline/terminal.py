@@ -134,8 +134,8 @@ def print_summary(console: Console, summary: Summary) -> None:
         codes = ", ".join(f"{count:,} {code}" for code, count in summary.failed.items())
         lines.append(f"failed images ({codes}) are rows with status 'failed' in images/")
     lines += _what_is_missing(summary)
-    if summary.max_failed is not None and summary.failed_images > summary.max_failed:
-        lines.append(f"{summary.failed_images:,} images failed, more than --max-failed {summary.max_failed:,}")
+    if summary.too_many_failed:
+        lines.append(f"{summary.failed_images:,} images failed, more than --max-failed {summary.max_failed}")
     if is_json():
         facts = asdict(summary) | {"complete": summary.is_complete, "exit_code": summary.exit_code}
         event("summary", "\n".join(lines), **facts)
@@ -191,5 +191,7 @@ def _what_is_missing(summary: Summary) -> Iterator[str]:
         yield f"process {summary.runner.get('pid')} on {summary.runner.get('host')} is working on it{speed}{left}"
     elif unfinished:
         reasons = [failure["message"] for failure in summary.failures if not failure["final"]]
-        why = f" ({reasons[0]})" if reasons else ""
-        yield f"{unfinished:,} units are not done{why}: prelabel resume {summary.output}"
+        if reasons:
+            yield f"{len(reasons):,} units are not done ({reasons[0]}): prelabel resume {summary.output}"
+        if unfinished > len(reasons):
+            yield f"{unfinished - len(reasons):,} units have not been worked yet: prelabel resume {summary.output}"

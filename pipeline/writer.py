@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prelabel.pipeline.manifest import Manifest, checksum
+from prelabel.pipeline.storage import Storage
 from prelabel.schemas.tables import part_name
 
 ROWS_PER_GROUP = 1_024
@@ -29,28 +31,51 @@ def write_unit(
         metadata: what each file carries
         timings: seconds, for people; "write" is added
     """
-    began, parts = perf_counter(), {}
-    for name in sorted(tables):
-        data = to_parquet(tables[name], metadata)
-        path = f"{name}/{part_name(unit)}"
-        manifest.storage.put(path, data)
-        parts[name] = {"path": path, "rows": len(tables[name]), "bytes": len(data), "sha256": checksum(data)}
-    commit = {
-        "unit": unit,
-        "parts": parts,
-        "counts": counts_of(tables),
-        "timings": timings | {"write": round(perf_counter() - began, 3)},
-        "committed": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-    }
+    began = perf_counter()
+    parts = write_parts(manifest.storage, unit, tables, metadata)
+    commit = commit_of(unit, parts, tables, timings | {"write": round(perf_counter() - began, 3)})
     manifest.commit(unit, commit)
     return commit
 
 
+def write_parts(
+    storage: Storage,
+    unit: int,
+    tables: dict[str, pa.Table],
+    metadata: dict[str, str],
+    where: Callable[[str], str] = str,
+) -> dict[str, dict[str, Any]]:
+    """Writes a part for each table; returns what the commit says of each.
+
+    `where` is told the path of a part, and says where it is written for now.
+    """
+    parts = {}
+    for name in sorted(tables):
+        data = to_parquet(tables[name], metadata)
+        path = f"{name}/{part_name(unit)}"
+        storage.put(where(path), data)
+        parts[name] = {"path": path, "rows": len(tables[name]), "bytes": len(data), "sha256": checksum(data)}
+    return parts
+
+
+def commit_of(
+    unit: int, parts: dict[str, dict[str, Any]], tables: dict[str, pa.Table], timings: dict[str, float]
+) -> dict[str, Any]:
+    """What the commit of a unit says."""
+    return {
+        "unit": unit,
+        "parts": parts,
+        "counts": counts_of(tables),
+        "timings": timings,
+        "committed": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+    }
+
+
 def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    """The same bytes for the same rows, each time."""
+    """The same bytes for the same rows, each time: also where they come from a part and not from a model."""
     buffer = pa.BufferOutputStream()
     pq.write_table(
-        table.unify_dictionaries().combine_chunks().replace_schema_metadata(metadata),
+        _encoded_anew(table).combine_chunks().replace_schema_metadata(metadata),
         buffer,
         compression="zstd",
         row_group_size=ROWS_PER_GROUP,
@@ -60,6 +85,15 @@ def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
         store_schema=True,
     )
     return buffer.getvalue().to_pybytes()
+
+
+def _encoded_anew(table: pa.Table) -> pa.Table:
+    """Dictionaries hold what is in their columns, in the order of its first use, and nothing else."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            values = table.column(place).cast(field.type.value_type)
+            table = table.set_column(place, field, values.combine_chunks().dictionary_encode())
+    return table
 
 
 def counts_of(tables: dict[str, pa.Table]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_without_secret)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OF_A_MODEL = ("weights", "weights_sha256", "categories", "score_threshold", "task")
 """Options that may be said of one model: `MODEL=VALUE`."""
+LEAST_JUDGED = 100
+"""Images before a share of failed ones means anything."""
 
 
 class _Section(BaseModel):
@@ -131,7 +133,9 @@ class Runtime(_Section):
         cpus_per_worker: processors, and as many threads; None: shared out evenly
         batch_size: images a forward pass; None: 8 on a GPU, 1 on CPUs
         address: of a running Ray cluster ("auto" finds it); None: Ray starts here
-        max_failed: more failed images than this end in exit code 3; None: any number is fine
+        image_timeout: seconds that decoding an image may take, and a model for 16 megapixels of it
+        max_failed: the run stops, and the exit code is 3, when more images fail than N, or than F% of those worked so
+            far; None: any number is fine
         max_failed_units: the run stops after this many units have failed
     """
 
@@ -141,7 +145,8 @@ class Runtime(_Section):
     cpus_per_worker: Positive | None = None
     batch_size: Positive | None = None
     address: str | None = None
-    max_failed: Annotated[int, Field(ge=0)] | None = None
+    image_timeout: Annotated[float, Field(gt=0, le=1e6)] = 600
+    max_failed: int | str | None = None
     max_failed_units: Positive = 100
 
     @field_validator("workers", mode="before")
@@ -154,6 +159,14 @@ class Runtime(_Section):
             raise ValueError(f"{workers!r} is neither a number nor MIN:MAX")
         return str(workers)
 
+    @field_validator("max_failed", mode="before")
+    @classmethod
+    def _is_number_or_share(cls, most: Any) -> int | str | None:
+        text = str(most)
+        if most is not None and not re.fullmatch(r"\d{1,15}|(\d{1,2}(\.\d{1,9})?|100)%", text):
+            raise ValueError(f"{most!r} is neither a number nor a share such as 5%")
+        return most if most is None else text if text.endswith("%") else int(text)
+
     @property
     def worker_range(self) -> tuple[int, int] | None:
         """Fewest and most workers."""
@@ -161,6 +174,13 @@ class Runtime(_Section):
             return None
         fewest, _, most = self.workers.partition(":")
         return int(fewest), int(most or fewest)
+
+
+def exceeds(max_failed: int | str | None, failed: int, images: int) -> bool:
+    """Whether so many failed images, of so many, are more than `Runtime.max_failed` tolerates."""
+    if isinstance(max_failed, str):
+        return 100 * failed > float(max_failed.removesuffix("%")) * images
+    return max_failed is not None and failed > max_failed
 
 
 class Job(_Section):

@@ -110,11 +110,13 @@ def test_every_plugin_is_registered() -> None:
         "images",
         "masks",
         "threads",
+        "watchdog",
         "detector",
         "weights",
         "scenes_network",
     }
     shared |= {"classifier", "compiled", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
+    shared |= {"counts", "outlines", "precision", "watchdog"}
     shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch", "web"}
     plugins = set().union(*PLUGINS)
     for package in ("operators", "operators.models", "pipeline.sources", "pipeline.exports"):

@@ -11,8 +11,8 @@ import gc
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,10 +23,12 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasink
 from ray.exceptions import RayError
 
-from prelabel.pipeline.graph.count import counted, metrics
-from prelabel.pipeline.graph.worker import Calibrator, Work, Worker, failure_recorded, read, tables_in
+from prelabel.pipeline.amend import amend_unit
+from prelabel.pipeline.graph.count import Fates, Limits, counted, fates_of, metrics
+from prelabel.pipeline.graph.worker import Calibrator, Prober, Work, Worker, failure_recorded, read, tables_in
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.pool import Pool
+from prelabel.pipeline.portions import Portion, Skip
 from prelabel.pipeline.progress import Tally
 from prelabel.pipeline.sources.base import Unit
 from prelabel.pipeline.storage import Storage
@@ -37,24 +39,61 @@ IO_CPUS = 0.5
 """What a read or a write task asks for: two of them share the processor that the actors leave."""
 SECONDS_TO_START = 900
 """Workers that are to be measured get so long to load their models."""
+RETRIES = 8
+"""Of Ray, for a block whose actor dies. `Count` ends those who die of it; these are for who waited behind them."""
 
 
 def label_wave(
-    work: Work, units: list[Unit], pool: Pool, max_failed_units: int, progress: Callable[[Tally], object]
-) -> list[str]:
-    """Reads, labels and commits units; the manifest says afterwards which of them are done.
+    work: Work,
+    portions: list[Portion],
+    amended: frozenset[int],
+    pool: Pool,
+    limits: Limits,
+    progress: Callable[[Tally], object],
+) -> tuple[Fates, list[str]]:
+    """Reads, labels and commits portions, each of another unit.
 
-    `progress` is told, about twice a second, what the workers have come to so far. Returns what Ray Data had to say of
-    units that failed.
+    Args:
+        work: that is to be done
+        portions: a block each
+        amended: the units that have a commit, and get what is in their portions into their parts
+        pool: who does it
+        limits: when it ends early
+        progress: is told, about twice a second, what the workers have come to so far
+
+    Returns:
+        What has become of the portions, and what Ray Data had to say of those that failed.
     """
-    with _quietly(max_failed_units), _errors_collected() as errors, counted(progress) as counter:
+    with _quietly(len(portions)), _errors_collected() as errors, counted(limits, progress) as counter:
         work = replace(work, counter=counter)
-        blocks = _labeled(Worker, work, [[unit] for unit in units], pool)
+        blocks = _labeled(Worker, work, [[portion] for portion in portions], pool)
         try:
-            blocks.write_datasink(_Commits(work), ray_remote_args={"num_cpus": IO_CPUS})
+            blocks.write_datasink(_Commits(work, amended), ray_remote_args={"num_cpus": IO_CPUS})
         except RayError as error:
             errors.append(str(error))
-    return errors
+        return fates_of(counter), errors
+
+
+def probe(work: Work, portions: Sequence[Portion], pool: Pool) -> list[Skip | None]:
+    """Reads and looks at portions, a block each, and writes nothing; says how workers died of them, if they did.
+
+    That is once, or of a portion of one image twice.
+    """
+    tries = tuple(1 if len(portion) > 1 else 2 for portion in portions)
+    with _quietly(len(portions)), _errors_collected(), counted(Limits(tries), id) as counter:
+        work = replace(work, counter=counter, output="")
+        blocks = _labeled(Prober, work, [[portion] for portion in portions], pool)
+        with suppress(RayError):
+            blocks.materialize()
+        fates = fates_of(counter)
+    return [_death(fates, number, portion) for number, portion in enumerate(portions)]
+
+
+def _death(fates: Fates, number: int, portion: Portion) -> Skip | None:
+    if fates.cannot_load:  # whatever there is to look at
+        return Skip("crashed_worker", unread=True)
+    code = "timeout" if fates.stuck.intersection(portion.image_ids) else "crashed_worker"
+    return Skip(code, fates.died[number]) if number in fates.died else None
 
 
 def calibrate(
@@ -69,24 +108,25 @@ def calibrate(
     Raises:
         ModelError: a unit fails.
     """
-    with _quietly(0), _errors_collected(), counted(progress) as counter:
+    limits, portions = Limits((2,) * len(parts)), [list(map(Portion.whole, units)) for units in parts]
+    with _quietly(0), _errors_collected(), counted(limits, progress) as counter:
         DataContext.get_current().wait_for_min_actors_s = SECONDS_TO_START  # so that all work at once
-        blocks = _labeled(Calibrator, replace(work, counter=counter, output=""), parts, pool)
+        blocks = _labeled(Calibrator, replace(work, counter=counter, output=""), portions, pool)
         try:
             return [row | {"timings": json.loads(row["timings"])} for row in blocks.iter_rows()]
         except RayError as error:
-            failures = ray.get(counter.tally.remote()).failures
+            failures = fates_of(counter).failures
             reason = failures[0]["message"] if failures else str(error).strip().splitlines()[-1]
             raise ModelError(f"the images to calibrate with could not be labeled: {one_line(reason)}") from error
 
 
 @contextmanager
-def _quietly(max_failed_units: int) -> Iterator[None]:
+def _quietly(most_errors: int) -> Iterator[None]:
     """Ray Data for units: nothing splits or shows them."""
     gc.collect()  # the actors of a wave that failed hang on a cycle of references, and on to their processors
     context = DataContext.get_current().copy()
     context.target_max_block_size = None
-    context.max_errored_blocks = max_failed_units
+    context.max_errored_blocks = most_errors
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
@@ -94,25 +134,25 @@ def _quietly(max_failed_units: int) -> Iterator[None]:
         yield
 
 
-def _labeled(worker: type[Worker], work: Work, units: list[list[Unit]], pool: Pool) -> ray.data.Dataset:
-    """The blocks of the units after all workers; each group of the models has workers of its own."""
-    blocks = ray.data.read_datasource(_Units(work, units), override_num_blocks=len(units), num_cpus=IO_CPUS)
+def _labeled(worker: type[Worker], work: Work, blocks: list[list[Portion]], pool: Pool) -> ray.data.Dataset:
+    """The blocks after all workers; each group of the models has workers of its own."""
+    found = ray.data.read_datasource(_Blocks(work, blocks), override_num_blocks=len(blocks), num_cpus=IO_CPUS)
     for group in pool.groups:
         with warnings.catch_warnings():
             # Ray 2.60 deprecates further arguments, and has no other way yet to say max_task_retries; its default would
             # retry for ever a unit that kills its worker every time.
             warnings.simplefilter("ignore")
-            blocks = blocks.map_batches(
+            found = found.map_batches(
                 worker,
                 fn_constructor_args=(work, pool, group),
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=min(pool.fewest, len(units)), max_size=min(pool.most, len(units))),
+                compute=ActorPoolStrategy(min_size=min(pool.fewest, len(blocks)), max_size=min(pool.most, len(blocks))),
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
-                max_task_retries=2,
+                max_task_retries=RETRIES,
             )
-    return blocks
+    return found
 
 
 class _Collector(logging.Handler):
@@ -137,10 +177,10 @@ def _errors_collected() -> Iterator[list[str]]:
         ray_data.handlers, ray_data.propagate = handlers, propagate
 
 
-class _Units(Datasource):
+class _Blocks(Datasource):
     """One read task per block."""
 
-    def __init__(self, work: Work, blocks: list[list[Unit]]) -> None:
+    def __init__(self, work: Work, blocks: list[list[Portion]]) -> None:
         super().__init__()
         self.work = work
         self.blocks = blocks
@@ -155,27 +195,36 @@ class _Units(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         return [
-            ReadTask(partial(read, self.work, units), BlockMetadata(sum(map(len, units)), _size(units), None, None))
-            for units in self.blocks
+            ReadTask(
+                partial(read, self.work, number, block), BlockMetadata(sum(map(len, block)), _size(block), None, None)
+            )
+            for number, block in enumerate(self.blocks)
         ]
 
 
-def _size(units: list[Unit]) -> int:
-    return sum(int(unit.sizes.sum()) for unit in units)
+def _size(block: list[Portion]) -> int:
+    return sum(portion.size for portion in block)
+
+
+def _metadata(block: list[Portion]) -> BlockMetadata:
+    return BlockMetadata(sum(map(len, block)), _size(block), None, None)
 
 
 class _Commits(Datasink[None]):
     """Writes each unit's parts and its commit, in the write task: a callback at the end would die with the driver."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, amended: frozenset[int]) -> None:
         self.work = work
+        self.amended = amended
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         manifest = Manifest(Storage(self.work.output))
         for block in blocks:
             for row in block.to_pylist():
-                timings = {name: round(seconds, 3) for name, seconds in json.loads(row["timings"]).items()}
-                with failure_recorded(self.work, row["unit"]):
-                    commit = write_unit(manifest, row["unit"], tables_in(row), self.work.metadata, timings)
-                self.work.counter.commit.remote()
+                unit, timings = row["unit"], json.loads(row["timings"])
+                write = amend_unit if unit in self.amended else write_unit
+                with failure_recorded(self.work, unit):
+                    rounded = {name: round(seconds, 3) for name, seconds in timings.items()}
+                    commit = write(manifest, unit, tables_in(row), self.work.metadata, rounded)
+                ray.get(self.work.counter.commit.remote(row["block"]))
                 metrics().committed({name: part["rows"] for name, part in commit["parts"].items()})

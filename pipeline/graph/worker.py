@@ -15,17 +15,23 @@ import pyarrow as pa
 import ray
 
 from prelabel.operators.models import ModelSpec
-from prelabel.pipeline.graph.count import metrics
+from prelabel.pipeline.graph.count import READ, metrics
 from prelabel.pipeline.graph.describe import Description, here
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.pool import Pool
+from prelabel.pipeline.portions import Portion
 from prelabel.pipeline.sources import source_of_kind
-from prelabel.pipeline.sources.base import SourceOptions, Unit
+from prelabel.pipeline.sources.base import SourceOptions
 from prelabel.pipeline.storage import Storage
 from prelabel.schemas.errors import ModelError
+from prelabel.schemas.tables import TABLES
 
 DECODE_THREADS = 8
 """More would hold more decoded images at once than they are worth: 70 MB for one of 24 megapixels."""
+
+
+SECONDS_TO_TELL = 10
+CANNOT_LOAD = "workers die again and again while they load their models: are they short of memory? try fewer --workers"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Work:
         description: what they are asked for, and what they were when the job was planned
         max_pixels: of one image
         metadata: what each Parquet file carries
+        image_timeout: seconds for an image
         counter: the `Count` of the wave
     """
 
@@ -48,7 +55,17 @@ class Work:
     description: Description
     max_pixels: int
     metadata: dict[str, str]
+    image_timeout: float
     counter: Any = None
+
+    def begin(self, block: int, place: int) -> None:
+        """Raises NotBegunError unless the block is to be worked at this place."""
+        if not ray.get(self.counter.begin.remote(block, place)):
+            raise NotBegunError(f"block {block} is left alone")
+
+
+class NotBegunError(Exception):
+    """Workers died of a block, or the run ends early."""
 
 
 @contextmanager
@@ -67,16 +84,20 @@ def failure_recorded(work: Work, unit: int) -> Iterator[None]:
         raise
 
 
-def read(work: Work, units: list[Unit]) -> Iterator[pa.Table]:
-    """The block of a unit (on trial, of several): a row for each image, with its bytes."""
+def read(work: Work, number: int, portions: list[Portion]) -> Iterator[pa.Table]:
+    """A block, of one unit but on trial, with its position in the wave: a row for each image, with its bytes."""
+    work.begin(number, READ)
     began = perf_counter()
-    with failure_recorded(work, units[0].number):
-        rows = pa.concat_tables([_rows(work, unit) for unit in units])
-    yield _with_seconds(rows, {"read": perf_counter() - began})
+    with failure_recorded(work, portions[0].unit.number):
+        rows = pa.concat_tables([_rows(work, portion) for portion in portions])
+    work.counter.end.remote(number, READ)
+    block = rows.append_column("block", pa.array([number] * len(rows), pa.int32()))
+    yield _with_seconds(block, {"read": perf_counter() - began})
 
 
-def _rows(work: Work, unit: Unit) -> pa.Table:
-    rows = source_of_kind(unit.shard.kind, unit.shard.uri, work.options).read(unit)
+def _rows(work: Work, portion: Portion) -> pa.Table:
+    unit = portion.unit
+    rows = portion.read(source_of_kind(unit.shard.kind, unit.shard.uri, work.options))
     rows = rows.append_column("shard", pa.array([unit.shard.uri] * len(rows), pa.string()))
     return rows.append_column("unit", pa.array([unit.number] * len(rows), pa.int32()))
 
@@ -97,8 +118,12 @@ class Worker:
         from prelabel.operators.base import Task
         from prelabel.operators.label import Asked, Labeler
         from prelabel.operators.registry import operators_for
+        from prelabel.operators.watchdog import Watchdog
         from prelabel.schemas.categories import CategorySet
 
+        self.identity = ray.get_runtime_context().get_actor_id()
+        if not ray.get(work.counter.load.remote(self.identity)):
+            raise ModelError(CANNOT_LOAD)
         torch.set_num_threads(pool.cpus)
         self.work = work
         self.group = pool.groups.index(group)
@@ -120,36 +145,57 @@ class Worker:
             max_pixels=work.max_pixels,
             threads=min(pool.cpus, DECODE_THREADS),
             progress=self._tell,
+            watchdog=Watchdog(work.image_timeout, self._tell_stuck),
         )
-        work.counter.hello.remote(ray.get_runtime_context().get_actor_id())
+        self.block = 0
+        work.counter.hello.remote(self.identity)
 
     def _tell(self, advance: Any) -> None:
         images, failed = (advance.images, advance.failed) if self.is_last else (0, 0)
-        self.work.counter.add.remote(images, failed, sum(advance.seconds.values()))
+        self.work.counter.add.remote(self.block, images, failed, sum(advance.seconds.values()))
         metrics().looked(images, failed, advance.seconds)
+
+    def _tell_stuck(self, image_ids: list[int]) -> None:
+        ray.get(self.work.counter.stuck.remote(image_ids), timeout=SECONDS_TO_TELL)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with these models' findings; after the last model one row, with the unit's tables."""
+        self.block = block["block"][0].as_py()
+        self.work.begin(self.block, self.group)
+        with failure_recorded(self.work, block["unit"][0].as_py()):
+            after = self._look(block)
+        self.work.counter.end.remote(self.block, self.group)
+        return after
+
+    def _look(self, block: pa.Table) -> pa.Table:
         from prelabel.operators.label import make_tables, timed
 
-        unit, findings = block["unit"][0].as_py(), _findings_in(block)
-        with failure_recorded(self.work, unit):
-            self.labeler.look(block, findings)
-            if not self.is_last:
-                return _with_findings(block, findings)
-            tables = timed(findings.seconds, "rows", make_tables, block, findings, self.operators)
+        findings = _findings_in(block)
+        self.labeler.look(block, findings)
+        if not self.is_last:
+            return _with_findings(block, findings)
+        tables = timed(findings.seconds, "rows", make_tables, block, findings, self.operators)
         packed = {name: [_to_ipc(table)] for name, table in tables.items()}
-        return pa.table({"unit": [unit], "timings": [json.dumps(findings.seconds)], **packed})
+        facts = {name: [block[name][0].as_py()] for name in ("unit", "block")}
+        return pa.table({**facts, "timings": [json.dumps(findings.seconds)], **packed})
+
+
+class Prober(Worker):
+    """Looks at a block; whoever lives to tell of it need not say more."""
+
+    def _look(self, block: pa.Table) -> pa.Table:
+        after = super()._look(block)
+        return after.select(["block"]) if self.is_last else after
 
 
 class Calibrator(Worker):
     """Looks twice at each unit, since only the second time is what a long job is like; of the tables it keeps none."""
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def _look(self, block: pa.Table) -> pa.Table:
         """The block for the next models; after the last, the unit's timings and counts."""
-        super().__call__(block)
+        super()._look(block)
         began = perf_counter()
-        after = super().__call__(block)
+        after = super()._look(block)
         seconds = json.loads(after["timings"][0].as_py()) | {f"workers {self.group}": perf_counter() - began}
         if not self.is_last:
             return _with_seconds(after.drop_columns("timings"), seconds)
@@ -197,4 +243,4 @@ def _to_ipc(table: pa.Table) -> bytes:
 
 def tables_in(row: dict[str, Any]) -> dict[str, pa.Table]:
     """The tables that the last worker has packed into a row."""
-    return {name: pa.ipc.open_stream(data).read_all() for name, data in row.items() if name not in ("unit", "timings")}
+    return {name: pa.ipc.open_stream(data).read_all() for name, data in row.items() if name in TABLES}

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from prelabel.operators.threads import map_ahead
 from prelabel.pipeline.lock import Lock
-from prelabel.pipeline.manifest import COMMITS, FAILURES, UNITS, Manifest, to_json, unit_name
+from prelabel.pipeline.manifest import AMENDED, COMMITS, FAILURES, UNITS, Manifest, to_json, unit_name, waiting
 from prelabel.pipeline.storage import Storage, reaching
 from prelabel.pipeline.validate.manifest import (
     PlannedUnit,
@@ -89,6 +89,7 @@ def validate(
 def send_back(manifest: Manifest, units: set[int]) -> list[int]:
     """Takes back the commits of some units, and the mark that they are given up; returns their numbers, sorted."""
     for unit in sorted(units):
+        manifest.storage.delete(f"{AMENDED}/{unit_name(unit)}")
         manifest.storage.delete(f"{COMMITS}/{unit_name(unit)}")
         name, failure = f"{FAILURES}/{unit_name(unit)}", read_failure(manifest.storage, unit)
         if failure is None:
@@ -123,7 +124,7 @@ class _Reading:
     def read(self, chosen: range | None) -> None:
         """Everything, in the plan's order."""
         violations, record = self.found.violations, self.record
-        committed = self.manifest.committed()
+        committed, self.amended = self.manifest.committed(), self.manifest.amended()
         look_around(self.storage, record, committed, violations, self.found.leftovers)
         check_failures(self.storage, record, committed, violations)
         for unit in sorted(one for one in committed if one >= record.units):
@@ -148,10 +149,14 @@ class _Reading:
 
     def _unit(self, planned: PlannedUnit) -> _Unit:
         unit = _Unit(Violations(self.found.violations.limit))
-        commit = check_commit(self.storage, planned.number, self.record, unit.violations)
+        is_amended = planned.number in self.amended
+        folder = AMENDED if is_amended else COMMITS
+        commit = check_commit(self.storage, planned.number, self.record, unit.violations, folder)
         if commit is None:
             return unit
         parts = commit["parts"]
+        if is_amended:  # the new parts count already, and are not yet in their places
+            parts = {name: part | {"path": waiting(part["path"])} for name, part in parts.items()}
         if self.found.quick:
             for part in parts.values():
                 check_size(self.storage, planned.number, part, unit.violations)

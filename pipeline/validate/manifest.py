@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from prelabel.pipeline.lock import LOCK, holder
 from prelabel.pipeline.manifest import (
+    AMENDED,
     COMMITS,
     FAILURES,
     FOLDER,
@@ -36,9 +37,10 @@ from prelabel.schemas.errors import JobError, PrelabelError, one_line
 from prelabel.schemas.job import JobRecord, fingerprint
 from prelabel.schemas.tables import ADDED, TABLES, part_name
 
-NAMES_IN_MANIFEST = {path.rpartition("/")[2] for path in (JOB, UNITS, COMMITS, FAILURES, LOCK, TEMPORARY)}
+NAMES_IN_MANIFEST = {path.rpartition("/")[2] for path in (JOB, UNITS, COMMITS, FAILURES, AMENDED, LOCK, TEMPORARY)}
 COMMIT_KEYS = {"unit", "parts", "counts", "timings"}
 PART_TYPES = {"path": str, "rows": int, "bytes": int, "sha256": str}
+SKIP_TYPES = {"image_id": int, "code": str, "unread": bool}
 FAILURE_TYPES = {"unit": int, "attempts": int, "error": str, "message": str, "final": bool}
 
 
@@ -168,9 +170,11 @@ def _units_of(rows: pa.Table) -> Iterator[PlannedUnit]:
 # Commits
 
 
-def check_commit(storage: Storage, unit: int, record: JobRecord, violations: Violations) -> dict[str, Any] | None:
-    """A unit's commit; None where it can't be relied on."""
-    name = f"{COMMITS}/{unit_name(unit)}"
+def check_commit(
+    storage: Storage, unit: int, record: JobRecord, violations: Violations, folder: str = COMMITS
+) -> dict[str, Any] | None:
+    """A unit's commit, or the new one that waits in another folder; None where it can't be relied on."""
+    name = f"{folder}/{unit_name(unit)}"
     data = storage.read(name)
     try:
         commit = orjson.loads(data)
@@ -237,7 +241,10 @@ def read_failure(storage: Storage, unit: int) -> dict[str, Any] | None:
         failure = orjson.loads(storage.read(f"{FAILURES}/{unit_name(unit)}"))
     except (orjson.JSONDecodeError, FileNotFoundError):
         return None
-    return failure if _has_types(failure, FAILURE_TYPES) and failure["unit"] == unit else None
+    if not _has_types(failure, FAILURE_TYPES) or failure["unit"] != unit:
+        return None
+    skipped = failure.get("skip", [])
+    return failure if isinstance(skipped, list) and all(_has_types(one, SKIP_TYPES) for one in skipped) else None
 
 
 def look_around(
@@ -255,8 +262,12 @@ def look_around(
             unit = unit_number(name)
             if unit is None:
                 leftovers.add("stray", "has no unit's name", file=f"{folder}/{name}")
-            elif folder == FAILURES and unit in committed:
+            elif folder == FAILURES and unit in committed and not (read_failure(storage, unit) or {}).get("skip"):
                 leftovers.add("failure", "is of a unit that has been committed since", file=f"{folder}/{name}")
+    amended = storage.names(AMENDED)
+    for name in amended:
+        if unit_number(name) is None and f"{name[-16:-8]}.json" not in amended:
+            leftovers.add("part", "was to replace another, and never counted", file=f"{AMENDED}/{name}")
     for name in storage.names(TEMPORARY):
         leftovers.add("temporary", "is what a write left that was cut short", file=f"{TEMPORARY}/{name}")
     _look_at_tables(storage, record, committed, violations, leftovers)

@@ -15,6 +15,7 @@ from jobs import CATEGORIES, job_of, tables_of
 from prelabel.pipeline import graph, runner
 from prelabel.pipeline.graph.worker import Work, failure_recorded
 from prelabel.pipeline.manifest import Manifest
+from prelabel.pipeline.portions import Portion
 from prelabel.pipeline.sources import source_of_kind
 from prelabel.pipeline.sources.base import Unit
 from prelabel.pipeline.storage import Storage
@@ -38,25 +39,27 @@ def label(work: Work, unit: Unit, seconds: float) -> None:
     """What tasks and actors do for a unit."""
     work = Work(**{**vars(work), "counter": SimpleNamespace(fail=SimpleNamespace(remote=lambda failure: None))})
     with failure_recorded(work, unit.number):
-        source_of_kind(unit.shard.kind, unit.shard.uri, work.options).read(unit)
+        read(work, unit)
         time.sleep(seconds)
         write_unit(Manifest(Storage(work.output)), unit.number, tables_of(unit), work.metadata, {"rows": 0.5})
+
+
+def read(work: Work, unit: Unit) -> None:
+    source_of_kind(unit.shard.kind, unit.shard.uri, work.options).read(unit)
 
 
 @contextmanager
 def without_ray(seconds: float = 0) -> Iterator[None]:
     """`runner` finds workers that need no Ray, and take so long for a unit."""
 
-    def label_wave(work: Work, units: list[Unit], pool: Any, most: int, *_: Any, **__: Any) -> list[str]:
-        errors: list[str] = []
-        for unit in units:
+    def label_wave(work: Work, portions: list[Portion], *_: Any) -> tuple[graph.Fates, list[str]]:
+        failures = []
+        for portion in portions:
             try:
-                label(work, unit, seconds)
+                label(work, portion.unit, seconds)
             except Exception as error:  # noqa: BLE001  as Ray does
-                errors.append(f"{type(error).__name__}: {error}")
-            if len(errors) > most:
-                break
-        return errors
+                failures.append({"unit": portion.unit.number, "error": type(error).__name__, "message": str(error)})
+        return graph.Fates(failures=tuple(failures)), []
 
     changes: dict[str, Callable[..., Any]] = {
         "cluster": lambda address: nullcontext(),

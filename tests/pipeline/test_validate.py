@@ -339,13 +339,14 @@ def test_every_bit_counts(made: Made, storage: Storage) -> None:
 def test_damaged_units_are_worked_again(made: Made, storage: Storage) -> None:
     storage.put("segments/part-00000001.parquet", b"")
     storage.put(COMMIT, b"{")
-    failure = {"unit": 1, "attempts": 3, "error": "ModelError", "message": "no", "final": True, "skip": [4]}
+    failure = {"unit": 1, "attempts": 3, "error": "ModelError", "message": "no", "final": True}
+    failure |= {"skip": [{"image_id": 4, "code": "timeout", "unread": False}]}
     storage.put(f"{FAILURES}/{unit_name(1)}", to_json(failure))
     found = validate(OUTPUT, fix=True)
     assert found.fixed == [0, 1]
     assert "prelabel resume memory:///labels" in "".join(found.lines(9))
     assert Manifest(storage).given_up() == set()
-    assert json.loads(storage.read(f"{FAILURES}/{unit_name(1)}"))["skip"] == [4]
+    assert json.loads(storage.read(f"{FAILURES}/{unit_name(1)}"))["skip"] == failure["skip"]
     assert [unit.number for unit in pending(storage)] == [0, 1]
     for unit in pending(storage):
         made.write(unit.number)
