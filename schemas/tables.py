@@ -110,7 +110,7 @@ SAMPLES = pa.schema(
         _required("reason", pa.string()),
         _required("probability", pa.float64()),  # of inclusion, above 0, up to 1
         _required("weight", pa.float64()),  # 1 / probability: as many images of the job does it stand for
-        pa.field("score_threshold", pa.float32()),  # what scores lower does not count; null: all does
+        pa.field("score_threshold", pa.float64()),  # what scores lower does not count; null: all does
     ]
 )
 

@@ -56,8 +56,9 @@ def sample(
     diversity     each category as often as the others, small and large objects, all shards
     random        any image like any other
 
-    Of what the rule asks for, images that failed get up to a tenth, and those without objects another tenth; a quarter
-    of the budget is left to chance. Each image is chosen with a known probability, and its weight is 1 / probability.
+    Half of the budget is left to chance, where the rule is another. Of the rest, images that failed get up to a tenth,
+    and those without objects another tenth. Each image is chosen with a known probability; its weight is 1 divided by
+    it: as many images of the job does it stand for.
 
     The sample is kept in the table `samples` beside the labels: the same command finds it again. --to writes it as a
     table (image_id, key, reason, weight, probability), or, with --format, its images and labels for another tool.

@@ -20,7 +20,7 @@ from prelabel.pipeline.query.connection import wait
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-CHANCE = 0.25
+CHANCE = 0.5
 """Of the budget, what is spent without regard to sizes."""
 RARE = 0.1
 """Of the rest, what failed images get at most, and empty ones."""
