@@ -126,7 +126,8 @@ class Project:
             with self._opener.open(request, timeout=PATIENCE) as response:
                 return orjson.loads(response.read())
         except HTTPError as error:
-            raise JobError(f"{self.url} refuses: {error.code} {error.reason}, {_said(error)}{_advice(error)}") from None
+            said = filter(None, [f"{error.code} {error.reason}", _said(error), _advice(error)])
+            raise JobError(f"{self.url} refuses: {'; '.join(said)}") from None
         except orjson.JSONDecodeError:
             raise self._stranger() from None
         except (OSError, HTTPException, ValueError) as error:
@@ -146,9 +147,9 @@ def _said(error: HTTPError) -> str:
 
 def _advice(error: HTTPError) -> str:
     if error.code in (401, 403):
-        return f"; {TOKEN} must be a token of an account that may change the project (Account & Settings)"
+        return f"{TOKEN} must be a token of an account that may change the project (Account & Settings)"
     if 300 <= error.code < 400:
-        return f"; it is moved to {redacted(error.headers.get('Location', 'nowhere'))}: give that address"
+        return f"give the address that it was moved to, {redacted(error.headers.get('Location', 'nowhere'))}"
     return ""
 
 

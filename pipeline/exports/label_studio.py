@@ -194,9 +194,9 @@ class _Regions:
     def config(self) -> str:
         """The labeling configuration, as XML."""
         check_names([*self._points], "Label Studio", FORBIDDEN)
-        labels = [_label("Label", one.name, one.id) for one in self._categories]
+        labels = [_label(one.name, one.color or color_of(one.id)) for one in self._categories]
         inside = {RECTANGLES: labels, MASKS: labels}
-        inside[KEYPOINTS] = [_label("Label", name, k) for k, name in enumerate(self._points)]
+        inside[KEYPOINTS] = [_label(name, color_of(k)) for k, name in enumerate(self._points)]
         inside[CHOICES] = [f"    <Choice value={quoteattr(name)}/>" for name in self._categories.names]
         lines = ["<View>", '  <Image name="image" value="$image" zoom="true" zoomControl="true"/>']
         for control, values in inside.items():
@@ -207,8 +207,8 @@ class _Regions:
 
 
 def _shape(image: Row, row: Row) -> tuple[Control, Row]:
-    """What draws a row, and its mask if it has one, else its box."""
-    if row["segmentation"] is None:
+    """What draws a row, and its mask if that has pixels, else its box."""
+    if row["segmentation"] is None or not row["area"]:
         return RECTANGLES, _percent(image, **row["bbox"]) | {"rotation": 0}
     return MASKS, {"format": "rle", "rle": encode_brush(Rle(**row["segmentation"]))}
 
@@ -219,5 +219,5 @@ def _percent(image: Row, **pixels: float) -> Row:
     return {name: min(max(100 * value / sides[name], 0.0), 100.0) for name, value in pixels.items()}
 
 
-def _label(tag: str, name: str, number: int) -> str:
-    return f'    <{tag} value={quoteattr(name)} background="#{bytes(color_of(number)).hex()}"/>'
+def _label(name: str, color: tuple[int, int, int]) -> str:
+    return f'    <Label value={quoteattr(name)} background="#{bytes(color).hex()}"/>'
