@@ -18,7 +18,7 @@ from prelabel.pipeline.options import json_option, option
 @click.option(
     "--images",
     metavar="URL",
-    help="Without --job: the folder that file names are relative to. [default: the document's]",
+    help="Without --job: the folder that file names are relative to, for who wants to see the images.",
 )
 @json_option
 def import_labels(format_name: str, file: str, output: str, job: str | None, images: str | None, as_json: bool) -> int:

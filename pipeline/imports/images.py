@@ -15,7 +15,8 @@ from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports.rows import Row, table_rows
 from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.manifest import Manifest
-from prelabel.pipeline.sources.base import ImageRef, Shard, Unit
+from prelabel.pipeline.sources import source_of_kind
+from prelabel.pipeline.sources.base import ImageRef, Shard, SourceOptions, Unit
 from prelabel.pipeline.sources.names import escape
 from prelabel.schemas.errors import UserError
 
@@ -59,35 +60,42 @@ class Images(ABC):
 
 
 class DocumentImages(Images):
-    """The images of a document by themselves: nobody has looked at them, so it is believed what it says.
+    """The images of a document by themselves: it is believed what it says of them.
 
     Args:
         named: what the document says
-        folder: that their names are relative to
+        document: its URL
+        folder: that their names are relative to; None: nobody said where they are
 
     Raises:
-        UserError: two have the same name.
+        UserError: two have the same name, or none is in the folder.
+        SourceError: the folder can't be listed.
     """
 
-    def __init__(self, named: Sequence[Named], folder: str) -> None:
-        self._named = named
-        self._shard = Shard("folder", escape(folder), None)
-        self._order = sorted(range(len(named)), key=lambda place: named[place].key)
+    def __init__(self, named: Sequence[Named], document: str, folder: str | None) -> None:
         check_names_differ(one.key for one in named)
+        self._named = named
+        self._order = sorted(range(len(named)), key=lambda place: named[place].key)
+        self._shard, self._sizes = Shard("folder", escape(document), None), dict[str, int]()
+        if folder is not None:
+            source = source_of_kind("folder", folder, SourceOptions(include=("*",)))
+            self._shard = next(source.shards())
+            self._sizes = {ref.key: ref.size for ref in source.index(self._shard)}
+            if named and not any(escape(one.key) in self._sizes for one in named):
+                raise UserError(f"none of the images is in {folder}: names are relative to it, as {named[0].key!r:.99}")
 
     def planned(self) -> Iterator[tuple[Shard, ImageRef]]:
         """By name, as a folder's."""
-        for place in self._order:
-            yield self._shard, ImageRef(escape(self._named[place].key), 0, 0)
+        for key in (escape(self._named[place].key) for place in self._order):
+            yield self._shard, ImageRef(key, 0, self._sizes.get(key, 0))
 
     def rows(self) -> Iterator[tuple[Row, int]]:
-        """Of files of which no more is known than their sizes."""
-        unread = {"orientation": 1, "format": "", "num_bytes": 0, "digest": "", "status": "ok"}
+        """Of files that nobody has opened."""
+        unread = {"orientation": 1, "format": "", "digest": "", "status": "ok"}
         for place in self._order:
-            one = self._named[place]
-            key = escape(one.key)
-            uri = f"{self._shard.uri.rstrip('/')}/{key}"
-            yield {"key": key, "uri": uri, "width": one.width, "height": one.height} | unread, place
+            one, key = self._named[place], escape(self._named[place].key)
+            size = {"width": one.width, "height": one.height, "num_bytes": self._sizes.get(key, 0)}
+            yield {"key": key, "uri": f"{self._shard.uri.rstrip('/')}/{key}"} | size | unread, place
 
 
 class JobImages(Images):

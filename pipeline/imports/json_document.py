@@ -77,7 +77,9 @@ class JsonDocument:
     def spans(self, name: str) -> np.ndarray | None:
         """Where the elements of a list begin and end, int64 (N, 2); None where there is no list of that name."""
         member = self._members.get(name)
-        begin, end = member if isinstance(member, list) else (0, 0)
+        if not isinstance(member, list):
+            return None
+        begin, end = member
         if self._text(begin, begin + 1) + self._text(end - 1, end) != b"[]":
             return None
         first, last = np.searchsorted(self._commas, (begin, end))

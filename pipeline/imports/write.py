@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -59,22 +59,24 @@ def write_import(
         importer: of the document
         output: path or URL of the new job, where nothing is yet
         of: the job that the document was exported from: its images are found there, and keep their rows
-        images: without `of`, the folder that file names are relative to; None: the document's own
+        images: without `of`, the folder that file names are relative to; None: nobody looks at the images
         progress: is told of how many images more have been read
 
     Raises:
         UserError: the document can't be understood, or is of other images than the job.
+        SourceError: the folder of images can't be listed.
         JobError: there is something at `output`, or it can't be written.
     """
     target = Storage(output)
     Manifest(target).check_free()
-    folder = Storage(images or os.path.dirname(importer.url) or ".").url
+    document, folder = Storage(importer.url).url, images and Storage(images).url
     categories, names = _categories(importer.categories(), of)
     with tempfile.TemporaryFile() as file:
         spool = _Spool(file)
-        named = list(_read(importer, names, spool, progress))
-        found: Images = JobImages(named, of) if of else DocumentImages(named, folder)
-        record = _record(target.url, _labels(importer, of, folder), importer.digest, categories)
+        with _naming(importer):
+            named = list(_read(importer, names, spool, progress))
+            found: Images = JobImages(named, of) if of else DocumentImages(named, document, folder)
+        record = _record(target.url, _labels(importer, of, folder or document), importer.digest, categories)
         with writing_folder(output) as place:
             writing = _Writing(Manifest(Storage(place)), record, found, spool)
             writing.write()
@@ -87,17 +89,23 @@ def _categories(document: CategorySet, of: LabelDataset | None) -> tuple[Categor
     return united, {one.name: united[ids[-1][one.id]] for one in document}
 
 
-def _read(importer: Importer, names: dict[str, Category], spool: _Spool, progress: Advance) -> Iterator[Named]:
-    """What the document says of each image; puts the rows of its objects into the spool."""
+@contextmanager
+def _naming(importer: Importer) -> Iterator[None]:
+    """Puts the document's name before what is wrong with it."""
     try:
-        for image in importer.images():
-            spool.add(object_rows(image, names))
-            yield Named(image.key, image.height, image.width, image.image_id)
-            progress(1)
+        yield
     except UserError as error:
         raise error if importer.url in str(error) else UserError(f"{importer.url}: {error}") from None
+
+
+def _read(importer: Importer, names: dict[str, Category], spool: _Spool, progress: Advance) -> Iterator[Named]:
+    """What the document says of each image; puts the rows of its objects into the spool."""
+    for image in importer.images():
+        spool.add(object_rows(image, names))
+        yield Named(image.key, image.height, image.width, image.image_id)
+        progress(1)
     if not spool.places:
-        raise UserError(f"{importer.url} has no images")
+        raise UserError("there are no images in it")
 
 
 class _Spool:
@@ -121,11 +129,11 @@ class _Spool:
         return rows
 
 
-def _labels(importer: Importer, of: LabelDataset | None, folder: str) -> Labels:
+def _labels(importer: Importer, of: LabelDataset | None, source: str) -> Labels:
     """Where the images are, for those who read them again, and who labeled them."""
     models = (ModelChoice(name=f"import:{importer.name}"),)
     if of is None:
-        return Labels(sources=(folder,), models=models)
+        return Labels(sources=(source,), models=models)
     then = of.record.job.labels
     return Labels(sources=then.sources, include=then.include, image_column=then.image_column, models=models)
 
