@@ -148,12 +148,12 @@ def measure(name: str, labels: Path, folder: Path) -> None:
     exporter, to = exporter_of(name), folder / f"export-{name}"
     place = to / f"labels{exporter.suffix}"
     before = peak()
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     summary = exporter.write(LabelDataset(str(labels)), str(place))
-    seconds = time.perf_counter() - began
+    seconds, busy = time.perf_counter() - began, time.process_time() - busy
     written = sum(file.stat().st_size for file in to.rglob("*") if file.is_file()) / 1e6
     print(
-        f"{name:>20} {summary.annotations:>10,} objects {seconds:>8.1f} s {summary.annotations / seconds:>9,.0f} /s"
+        f"{name:>20} {summary.annotations:>10,} objects {seconds:>8.1f} s ({busy:,.1f} of a core) {summary.annotations / seconds:>9,.0f} /s"
         f" {written:>8,.0f} MB {written / seconds:>7.1f} MB/s {peak():>6,.0f} MiB at most ({before:,.0f} before)",
         flush=True,
     )

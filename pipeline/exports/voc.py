@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from xml.sax.saxutils import escape
@@ -123,19 +124,20 @@ class _Pngs:
         shown = masked[:LAST]
         instances = np.zeros((image["height"], image["width"]), np.uint8, order="F")  # as masks are: many times faster
         for number, row in reversed([*enumerate(shown, start=1)]):
-            instances[decode(Rle.from_coco(row["segmentation"]))] = number
+            np.copyto(instances, np.uint8(number), where=decode(Rle.from_coco(row["segmentation"])))
         visible = np.bincount(instances.ravel("K"), minlength=len(shown) + 1)[1:]
         self._masks += len(masked)
         self._beyond += len(masked) - len(shown)
         self._covered += int(np.count_nonzero(visible < [row["area"] for row in shown]))
         indices = np.array([0, *(self._index[row["category_id"]] for row in shown)], np.uint8)
+        instances = np.ascontiguousarray(instances)
         yield "SegmentationClass", self._encode(indices[instances])
         yield "SegmentationObject", self._encode(instances)
 
     def _encode(self, indices: np.ndarray) -> bytes:
         png, out = Image.fromarray(indices), io.BytesIO()
         png.putpalette(self._palette)
-        png.save(out, "PNG")
+        png.save(out, "PNG", compress_type=zlib.Z_RLE)  # four times as fast as the default, and no larger
         return out.getvalue()
 
     def notes(self) -> tuple[str, ...]:
