@@ -52,25 +52,24 @@ def write_job(folder: Path, images: int) -> None:
     tables = ("annotations", "images", "proposals", "segments")
     changes = {"categories": CATEGORIES.to_coco(), "tables": tables, "tasks": TASKS}
     manifest.write_job(record_of(job, planned, units).model_copy(update=changes))
-    masks = some_masks()
+    masks, halves = measured(some_masks()), measured(halves_of_an_image())
     for wave in manifest.waves(set()):
         for unit in wave:
-            write_unit(manifest, unit.number, tables_of(unit, masks), {}, {})
+            write_unit(manifest, unit.number, tables_of(unit, masks, halves), {}, {})
             print(f"\r{unit.number + 1} of {units} units written", end="", file=sys.stderr)
     print(file=sys.stderr)
 
 
-def tables_of(unit: Unit, masks: pa.Array) -> dict[str, pa.Table]:
+def tables_of(unit: Unit, masks: pa.Table, halves: pa.Table) -> dict[str, pa.Table]:
     """OBJECTS in each image, two panoptic segments (its left and its right half) and two proposals."""
     ids = np.arange(unit.image_ids.start, unit.image_ids.stop)
-    halves = halves_of_an_image()
     objects = objects_of(ids, OBJECTS, masks, unit.number)
     segments = objects_of(ids, 2, halves, unit.number) | {
         "segment_id": np.tile([1, 2], len(ids)),
         "isthing": np.ones(2 * len(ids), bool),
         "kind": ["panoptic"] * 2 * len(ids),
     }
-    segments |= measured(halves.take(pa.array(np.tile([0, 1], len(ids)))))
+    segments |= columns_of(halves.take(pa.array(np.tile([0, 1], len(ids)))))
     segments["annotation_id"] = pa.nulls(2 * len(ids), pa.int64())
     proposals = objects_of(ids, 2, masks, unit.number)
     return {
@@ -100,7 +99,7 @@ def images_of(unit: Unit, ids: np.ndarray) -> pa.Table:
     return table_of(columns, IMAGES)
 
 
-def objects_of(ids: np.ndarray, each: int, masks: pa.Array, seed: int) -> dict[str, object]:
+def objects_of(ids: np.ndarray, each: int, masks: pa.Table, seed: int) -> dict[str, object]:
     """Columns of `each` objects in each image, best first."""
     rng, number = np.random.default_rng(seed), each * len(ids)
     scores = -np.sort(-rng.random((len(ids), each), np.float32), axis=1).ravel()
@@ -115,19 +114,18 @@ def objects_of(ids: np.ndarray, each: int, masks: pa.Array, seed: int) -> dict[s
         "keypoints": pa.array([points(rng) if number == 0 else None for number in categories], pa.list_(pa.float32())),
         "iscrowd": np.zeros(number, bool),
         "model": [MODEL] * number,
-    } | measured(chosen)
+    } | columns_of(chosen)
 
 
-def measured(masks: pa.Array) -> dict[str, object]:
-    """The columns segmentation, bbox and area."""
+def columns_of(table: pa.Table) -> dict[str, object]:
+    return {name: table[name].combine_chunks() for name in table.column_names}
+
+
+def measured(masks: pa.Array) -> pa.Table:
+    """Masks and what follows from them: the columns segmentation, bbox and area."""
     runs = masks.to_pylist()
-    boxes = coco_mask.toBbox(runs).astype(np.float32).T
-    areas = [float(coco_mask.area(one)) for one in runs]
-    return {
-        "segmentation": masks,
-        "bbox": pa.StructArray.from_arrays(list(boxes), fields=list(BBOX)),
-        "area": areas,
-    }
+    boxes = pa.StructArray.from_arrays(list(coco_mask.toBbox(runs).astype(np.float32).T), fields=list(BBOX))
+    return pa.table({"segmentation": masks, "bbox": boxes, "area": [float(coco_mask.area(one)) for one in runs]})
 
 
 def points(rng: np.random.Generator) -> np.ndarray:
@@ -152,11 +150,9 @@ def measure(name: str, labels: Path, folder: Path) -> None:
     summary = exporter.write(LabelDataset(str(labels)), str(place))
     seconds, busy = time.perf_counter() - began, time.process_time() - busy
     written = sum(file.stat().st_size for file in to.rglob("*") if file.is_file()) / 1e6
-    print(
-        f"{name:>20} {summary.annotations:>10,} objects {seconds:>8.1f} s ({busy:,.1f} of a core) {summary.annotations / seconds:>9,.0f} /s"
-        f" {written:>8,.0f} MB {written / seconds:>7.1f} MB/s {peak():>6,.0f} MiB at most ({before:,.0f} before)",
-        flush=True,
-    )
+    speeds = f"{summary.annotations / seconds:>7,.0f} /s, {written:>6,.0f} MB, {written / seconds:>5.1f} MB/s"
+    times = f"{summary.annotations:>9,} objects {seconds:>7.1f} s ({busy:.1f} s of a core)"
+    print(f"{name:>16} {times}, {speeds}, {peak():.0f} MiB at most ({before:.0f} before)", flush=True)
     if os.environ.get("KEEP") != "1":
         shutil.rmtree(to)
 
