@@ -16,6 +16,7 @@ class Options:
         panoptic_overlap: an instance or query with less than this fraction of its mask left free by better ones is
             dropped; None: 0.5 where instances are fused, 0.8 for end-to-end models, their authors' values
         panoptic_stuff_area: fused stuff of fewer pixels is void
+        precision: "float32", or "bf16" for most of a network's arithmetic in bfloat16
         tile: side of the windows, in pixels, through which larger images are looked at; None: as a whole
         tile_overlap: fraction of a window's side that it shares with the next one
     """
@@ -25,6 +26,7 @@ class Options:
     panoptic_score: float | None = None
     panoptic_overlap: float | None = None
     panoptic_stuff_area: int = 4096
+    precision: str = "float32"
     tile: int | None = None
     tile_overlap: float = 0.25
 

@@ -88,6 +88,7 @@ class TransformersModel(Model):
         self.name, self.categories, self.digest = loaded.name, loaded.categories, loaded.digest
         self.category_ids, self.options = loaded.category_ids, loaded.options
         self.network, self.processor = loaded.network.eval().requires_grad_(False), loaded.processor
+        self.network.register_forward_hook(_to_float32)
         self.processor.do_center_crop = False
         self.device = next(self.network.parameters()).device
         self.score_threshold = LEAST_SCORE if loaded.score_threshold is None else loaded.score_threshold
@@ -140,6 +141,14 @@ class TransformersModel(Model):
 def _shape(inputs: Mapping[str, Tensor]) -> Size:
     height, width = inputs["pixel_values"].shape[-2:]
     return int(height), int(width)
+
+
+def _to_float32(_network: Any, _inputs: Any, outputs: Any) -> Any:
+    """A hook: the library's post-processing knows no bfloat16."""
+    for name, value in outputs.items():
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+            outputs[name] = value.float()
+    return outputs
 
 
 class TransformersDetector(TransformersModel):

@@ -115,6 +115,11 @@ def load_model(spec: ModelSpec) -> Model:
         if error.name not in EXTRAS:
             raise
         raise ModelError(f"{spec.name} needs {error.name}: pip install 'prelabel[{EXTRAS[error.name]}]'") from None
+    if spec.options.precision == "bf16":
+        from prelabel.operators.devices import torch_device
+        from prelabel.operators.precision import BFloat16Model
+
+        model = BFloat16Model(model, torch_device(spec.device))
     if spec.options.tile is None or model.takes_regions:
         return model
     from prelabel.operators.tiled import TiledModel
