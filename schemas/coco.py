@@ -118,15 +118,24 @@ def write_results(out: BinaryIO, annotations: Iterable[pa.RecordBatch]) -> int:
     return count
 
 
-def write_proposals(out: BinaryIO, proposals: Iterable[pa.RecordBatch]) -> int:
-    """Write proposals as results of category 1, to evaluate with `useCats = 0`; returns their number.
+def write_proposals(out: BinaryIO, proposals: Iterable[pa.RecordBatch], category_id: int = 1) -> int:
+    """Write proposals as results of one category, to evaluate with `useCats = 0`; returns their number.
 
     Args:
         out: where to; it is written from front to back
         proposals: of the proposals table, columns image_id, bbox and score
+        category_id: of all; pycocotools passes over results of a category that the truth does not have
     """
+
+    def results(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+        columns = (_values(batch[name]) for name in ("image_id", "score"))
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            for box, image_id, score in zip(_boxes(batch), *columns, strict=True)
+        ]
+
     out.write(b"[")
-    count = _write_list(out, _objects(proposals, _proposal_objects))
+    count = _write_list(out, _objects(proposals, results))
     out.write(b"]\n")
     return count
 
@@ -200,14 +209,6 @@ def _result_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         if points is not None:
             result["keypoints"] = points
     return objects
-
-
-def _proposal_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    columns = (_values(batch[name]) for name in ("image_id", "score"))
-    return [
-        {"image_id": image_id, "category_id": 1, "bbox": box, "score": score}
-        for box, image_id, score in zip(_boxes(batch), *columns, strict=True)
-    ]
 
 
 def _boxes(batch: pa.RecordBatch) -> np.ndarray:
