@@ -18,7 +18,7 @@ from prelabel.pipeline.proportions import Proportion, estimate
 from prelabel.pipeline.query.connection import connect, wait
 from prelabel.pipeline.sampling import Sample, open_sample
 from prelabel.pipeline.sampling.objects import view_objects
-from prelabel.schemas.errors import UserError
+from prelabel.schemas.errors import UserError, printable
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -135,7 +135,7 @@ class Audit:
             yield f"{self.outside:,} images are reviewed that are not in the sample: they don't count"
         header = ["CATEGORY", "OBJECTS", "REVIEWED", "IMAGES", "PRECISION", "95 % INTERVAL"]
         rows = [
-            [name, f"{count:,}", *_cells(self.precision[name]), *_cells(self.recall.get(name))[2:]]
+            [printable(name), f"{count:,}", *_cells(self.precision[name]), *_cells(self.recall.get(name))[2:]]
             for name, count in sorted(self.objects.items())
         ]
         total = [f"{sum(self.objects.values()):,}", *_cells(self.all_precision), *_cells(self.all_recall)[2:]]
@@ -164,7 +164,7 @@ def audit(
     if all of its objects are accepted or rejected. Where there are corrected labels, an object is right if one of the
     same category is there, by IoU, as `prelabel compare` matches them.
 
-    Images of the sample that are not reviewed are taken to be missing by chance within their stratum (Sarndal, Swensson
+    Images of the sample that are not reviewed are taken to be missing by chance within their stratum (Särndal, Swensson
     & Wretman 1992, chapter 15): the probabilities are multiplied by the stratum's share of reviewed images.
 
     Args:
@@ -235,6 +235,10 @@ def _corrected(
     dataset: LabelDataset, corrected: LabelDataset, chosen: set[int], lowest: float | None, iou: float
 ) -> Reviewed:
     """By labels that people have corrected."""
+    if not 0 < iou <= 1:
+        raise UserError(f"--iou is {iou}: give a number above 0, up to 1")
+    if "annotations" not in dataset.record.tables:
+        raise UserError(f"{dataset.url} has no objects to set beside {corrected.url}: review its images instead")
     ours, theirs = names_in_both(dataset.categories, corrected.categories)
     kind = Kind(Reader(dataset, ours, None, lowest or 0.0), Reader(corrected, theirs, None, 0.0), iou)
     counts, images, outside = [], set(), 0

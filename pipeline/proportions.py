@@ -38,10 +38,10 @@ class Proportion:
 def estimate(part: np.ndarray, whole: np.ndarray, probability: np.ndarray, usual_effect: float = 1.0) -> Proportion:
     """The share of `part` in `whole`, both summed over all images, of which some were drawn.
 
-    With w = 1 / probability, the estimate is the ratio of two Horvitz-Thompson totals (Horvitz & Thompson 1952; Hajek
+    With w = 1 / probability, the estimate is the ratio of two Horvitz-Thompson totals (Horvitz & Thompson 1952; Hájek
     1971): P = sum w part / sum w whole. Objects of one image are not independent, so the image is what varies: with
     e = w (part - P whole) / sum w whole, V = m / (m - 1) sum (1 - probability) e^2 over the m images with objects
-    (Taylor linearization, Sarndal, Swensson & Wretman 1992, chapter 5; the factor 1 - probability is Hajek's 1964 for
+    (Taylor linearization, Särndal, Swensson & Wretman 1992, chapter 5; the factor 1 - probability is Hájek's 1964 for
     draws of a fixed size, and makes V nought where all images were looked at).
 
     V is compared with V1 = P (1 - P) sum (1 - probability) w^2 whole / (sum w whole)^2, what it would be if objects

@@ -77,6 +77,8 @@ def sample(
     from prelabel.pipeline.sampling.labels import SampledLabels
     from prelabel.schemas.errors import UserError
 
+    if to in EXPORTS:
+        raise UserError(f"--to is a path: give --format {to} --to PATH")
     if format_name and not to:
         raise UserError(f"--format {format_name} needs --to PATH")
     if format_name not in (None, *WRITERS, *EXPORTS):

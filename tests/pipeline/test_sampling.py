@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import duckdb
 import numpy as np
@@ -23,6 +24,7 @@ from prelabel.pipeline.cli import cli
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports import exporter_of
 from prelabel.pipeline.query import ask, connect
+from prelabel.pipeline.review import Place, Review
 from prelabel.pipeline.sampling import Sample, choose, open_sample
 from prelabel.pipeline.sampling.drawing import draw
 from prelabel.pipeline.sampling.labels import SampledLabels
@@ -255,3 +257,30 @@ def test_job_without_images_is_told(tmp_path: Path) -> None:
         choose(open_dataset(f"{tmp_path}/labels"), "diversity", 5)
     with pytest.raises(UserError, match="has no sample: choose images"):
         open_sample(open_dataset(f"{tmp_path}/labels"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "label-studio"], "--to is a path: give --format label-studio --to PATH"),
+        (["--format", "coco"], "--format coco needs --to PATH"),
+        (["--format", "doc", "--to", "x"], "--format doc: choose from csv, json"),
+    ],
+)
+def test_mistake_of_the_command_costs_no_sample(labels: LabelDataset, options: list[str], said: str) -> None:
+    asked = ["sample", labels.url, "--by", "random", "--budget", "3", *options]
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(cli, asked, catch_exceptions=False)
+    assert not labels.parts("samples")
+
+
+def test_review_opens_with_a_condition(labels: LabelDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(review: Review, place: Place, ready: Callable[[str], object]) -> None:
+        review.stop()
+        ready("http://here:1/?token=t")
+
+    monkeypatch.setattr("prelabel.pipeline.review.serve", serve)
+    choose(labels, "random", 3)
+    said = prelabel("review", labels.url, "--no-open", "--where", open_sample(labels).where)
+    address = said.partition(" at ")[2].partition(" (")[0]
+    assert parse_qs(urlsplit(address).query) == {"token": ["t"], "sql": [open_sample(labels).where]}
