@@ -80,7 +80,8 @@ class _Shapes:
             if posed:
                 yield self._pose(row, common, score)
         for label in image["labels"] or ():
-            yield f'<tag label={self._names[label["category_id"]]} source="auto">{_score(label["score"])}</tag>\n'
+            if name := self._names.get(label["category_id"]):  # images are selected with all of their labels
+                yield f'<tag label={name} source="auto">{_score(label["score"])}</tag>\n'
 
     def _outline(self, row: Row, common: str, score: str) -> str:
         start = f'label={self._names[row["category_id"]]} occluded="0" {common}'

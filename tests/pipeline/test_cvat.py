@@ -127,6 +127,15 @@ def test_labels_of_images_are_tags(document: Element) -> None:
         assert tags == [(UNRULY[3].name, "0.625")] * (int(image.attrib["id"]) % 2)
 
 
+def test_categories_that_were_not_chosen_are_nowhere(labels: LabelDataset, tmp_path: Path) -> None:
+    summary = exporter_of("cvat").write(labels.select(categories=["person"]), f"{tmp_path}/cvat")
+    document = ElementTree.parse(tmp_path / "cvat" / "annotations.xml").getroot()
+    parts = {"person", "person skeleton", *(UNRULY[7].keypoints or ())}
+    assert {one.attrib["label"] for one in document.iter() if "label" in one.attrib} == parts
+    assert {one.findtext("name") for one in document.iter("label")} == parts
+    assert summary.images == len(list(document.iter("image"))) == len(KEYS) - 1
+
+
 def test_labels_are_told_to_both_the_reader_and_the_maker_of_a_task(folder: Path, document: Element) -> None:
     told = json.loads((folder / "labels.json").read_text())
     assert [one["name"] for one in told] == [*UNRULY.names, "person skeleton"]
