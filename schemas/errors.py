@@ -29,7 +29,7 @@ class PrelabelError(Exception):
     exit_code = 2
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(redacted(str(message)))
+        super().__init__(redacted(str(message)).replace("\n", "\\n"))
 
 
 class UserError(PrelabelError):

@@ -37,22 +37,22 @@ class ModelSpec:
     Attributes:
         name: `family:rest`
         weights: a name that the family knows, or a local file; None: the family's default
-        weights_sha256: what the file's SHA-256 must be, hexadecimal; None: anything
         categories: what can be found; None: what the weights say
         score_threshold: the network's own threshold is set to just this; None: 0.05, or its own where that is higher
         device: "auto" (a GPU where there is one), "cpu" or "cuda"
         path: the folder from which `python:` imports; None: the current one
         options: of the job
+        weights_sha256: what the weights' file must hash to, hexadecimal; None: anything
     """
 
     name: str
     weights: str | None = None
-    weights_sha256: str | None = None
     categories: CategorySet | None = None
     score_threshold: float | None = None
     device: str = "auto"
     path: str | None = None
     options: Options = DEFAULTS
+    weights_sha256: str | None = None
 
     @property
     def rest(self) -> str:

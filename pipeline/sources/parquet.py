@@ -104,6 +104,8 @@ def image_field(shard: Shard, schema: pa.Schema, image_column: str | None) -> pa
 def _is_image_type(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         kind = _type_of(kind, "bytes")
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 

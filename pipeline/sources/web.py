@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from typing import Any, NoReturn, cast
@@ -118,7 +119,7 @@ async def _public_client(**options: Any) -> aiohttp.ClientSession:
 def _public_socket(address: Any) -> socket.socket:
     family, kind, protocol, _, (host, *_) = address
     if not _is_public(host):
-        raise OSError(_NOT_PUBLIC)
+        raise OSError(errno.EACCES, _NOT_PUBLIC)
     return socket.socket(family, kind, protocol)
 
 
