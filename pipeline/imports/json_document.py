@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
 
 
 class JsonDocument:
-    """The members of an object in a file; `in` takes their names.
+    """An object in a file, whose members are lists for the most part.
 
     Attributes:
         digest: SHA-256 of the text, hexadecimal
@@ -55,9 +55,6 @@ class JsonDocument:
             raise self._wrong("its brackets do not match; was it cut off?")
         self._members = self._outline(places.reshape(-1, 2))
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._members
-
     def _outline(self, spans: np.ndarray) -> dict[str, Any]:
         """The document's members: for a list or an object where it begins and ends, anything else as it is."""
         edges = [0, *(spans + np.array((0, 1))).ravel().tolist(), os.fstat(self._file.fileno()).st_size]
@@ -68,11 +65,6 @@ class JsonDocument:
         if not isinstance(members, dict):
             raise self._wrong("it is no object")
         return members
-
-    def value(self, name: str) -> Any:
-        """All of a member, parsed; None where there is none."""
-        member = self._members.get(name)
-        return self._loads(self._text(*member), member[0]) if isinstance(member, list) else member
 
     def spans(self, name: str) -> np.ndarray | None:
         """Where the elements of a list begin and end, int64 (N, 2); None where there is no list of that name."""

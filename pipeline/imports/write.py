@@ -6,27 +6,30 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.imports.base import Importer
 from prelabel.pipeline.imports.images import DocumentImages, Images, JobImages, Named
 from prelabel.pipeline.imports.rows import Row, object_rows
 from prelabel.pipeline.manifest import Manifest
-from prelabel.pipeline.sources.base import Unit
+from prelabel.pipeline.sources.base import SourceOptions, Unit
 from prelabel.pipeline.storage import Storage, writing_folder
 from prelabel.pipeline.writer import write_unit
 from prelabel.schemas.categories import Category, CategorySet, unite
-from prelabel.schemas.errors import UserError
-from prelabel.schemas.job import Job, JobRecord, Labels, ModelChoice, fingerprint
+from prelabel.schemas.errors import UserError, redacted
+from prelabel.schemas.job import Job, JobRecord, fingerprint, in_one_line
 from prelabel.schemas.tables import ROWS_PER_IMAGE, TABLES, file_metadata
 
 Advance = Callable[[int], object]
+WHERE = {"sources", *(field.name for field in fields(SourceOptions))}
+"""Fields of `Labels` that say where images are."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def write_import(
     """
     target = Storage(output)
     Manifest(target).check_free()
-    document, folder = Storage(importer.url).url, images and Storage(images).url
+    document, folder = redacted(Storage(importer.url).url), images and Storage(images).url
     categories, names = _categories(importer.categories(), of)
     with tempfile.TemporaryFile() as file:
         spool = _Spool(file)
@@ -129,20 +132,21 @@ class _Spool:
         return rows
 
 
-def _labels(importer: Importer, of: LabelDataset | None, source: str) -> Labels:
-    """Where the images are, for those who read them again, and who labeled them."""
-    models = (ModelChoice(name=f"import:{importer.name}"),)
-    if of is None:
-        return Labels(sources=(source,), models=models)
-    then = of.record.job.labels
-    return Labels(sources=then.sources, include=then.include, image_column=then.image_column, models=models)
+def _labels(importer: Importer, of: LabelDataset | None, source: str) -> dict[str, Any]:
+    """The fields of `Labels`: where the images are, for those who read them again, and who labeled them."""
+    where = of.record.job.labels.model_dump(include=WHERE) if of else {"sources": (source,)}
+    return where | {"models": ({"name": f"import:{importer.name}"},)}
 
 
-def _record(output: str, labels: Labels, digest: str, categories: CategorySet) -> JobRecord:
+def _record(output: str, labels: dict[str, Any], digest: str, categories: CategorySet) -> JobRecord:
+    try:
+        job = Job.model_validate({"output": output, "labels": labels})
+    except ValidationError as error:
+        raise UserError(in_one_line(error)) from error
     return JobRecord(
-        job=Job(output=output, labels=labels),
-        fingerprint=fingerprint(labels, [digest], categories.digest),
-        models=[{"name": model.name, "digest": digest} for model in labels.models],
+        job=job,
+        fingerprint=fingerprint(job.labels, [digest], categories.digest),
+        models=[{"name": model.name, "digest": digest} for model in job.labels.models],
         tasks=(),
         tables=("annotations", "images"),
         categories=categories.to_coco(),

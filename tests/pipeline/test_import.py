@@ -323,8 +323,6 @@ def test_json_read_in_pieces_is_the_same(
     file.write_text(json.dumps(document, indent=indent, ensure_ascii=False))
     read = json_document.JsonDocument(str(file))
     for name, value in document.items():
-        assert name in read
-        assert read.value(name) == value
         spans = read.spans(name)
         assert (spans is not None) == isinstance(value, list)
         if spans is not None:
