@@ -21,7 +21,8 @@ Read = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelDataset:
+def labels(tmp_path_factory: pytest.TempPathFactory, need: Callable[[str], None]) -> LabelDataset:
+    need("datumaro")
     return write_unruly(tmp_path_factory.mktemp("job"))
 
 
