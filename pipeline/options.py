@@ -138,7 +138,8 @@ label_options = several(
         "--score-threshold",
         metavar="X",
         multiple=True,
-        help="From 0 to 1. [default: 0.05, or the model's own if higher]",
+        help="From 0 to 1, of objects and labels; segments that are not objects have none. "
+        "[default: 0.05, or the model's own if higher]",
     ),
     option(
         "--keep-proposals", type=click.IntRange(1, 65_536), metavar="N", help="Write the best N regions of each image."

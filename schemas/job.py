@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -29,12 +30,31 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_without_secret)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OF_A_MODEL = ("weights", "weights_sha256", "categories", "score_threshold", "task")
 """Options that may be said of one model: `MODEL=VALUE`."""
+TASKS = (
+    "propose",
+    "detect",
+    "segment_instances",
+    "segment_semantic",
+    "fuse_panoptic",
+    "classify",
+    "detect_keypoints",
+)
+"""What can be asked of a model, as `prelabel.operators.base.Task` has it."""
 LEAST_JUDGED = 100
 """Images before a share of failed ones means anything."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    for task in tasks:
+        if task not in TASKS:
+            near = difflib.get_close_matches(task, TASKS, n=1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{task!r} is no task: {guess}they are {', '.join(TASKS)}")
+    return tuple(sorted(set(tasks)))
 
 
 class ModelChoice(_Section):
@@ -59,7 +79,7 @@ class ModelChoice(_Section):
     @field_validator("tasks")
     @classmethod
     def _in_one_order(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(tasks)))
+        return _tasks(tasks)
 
 
 class Labels(_Section):
@@ -109,7 +129,7 @@ class Labels(_Section):
     @field_validator("tasks")
     @classmethod
     def _in_one_order(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(tasks)))
+        return _tasks(tasks)
 
     @field_validator("models")
     @classmethod
@@ -275,7 +295,7 @@ def in_one_line(error: ValidationError) -> str:
 
 def _option(place: tuple[int | str, ...]) -> str:
     names = [str(part) for part in place if isinstance(part, str)] or [""]
-    return "model" if names[-1] in ("models", "name") else names[-1]
+    return {"models": "model", "name": "model", "tasks": "task"}.get(names[-1], names[-1])
 
 
 def _dashed(option: str) -> str:

@@ -51,6 +51,8 @@ class RegionsFamily(Family):
             raise unknown_model(spec.name)
         if spec.weights is not None:
             raise ModelError(f"{spec.name} has no weights: leave --weights out")
+        if spec.categories is not None:
+            raise ModelError(f"{spec.name} finds no categories: leave --categories out, or say whose they are")
         if spec.rest == "sliding_windows":
             return RegionsModel(spec.name, sliding_windows)
         _segmentation()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import shlex
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from prelabel.pipeline.cli.terminal import INTERRUPTED, display
+from prelabel.pipeline.cli.stopping import resumable
+from prelabel.pipeline.cli.terminal import display
 from prelabel.pipeline.logs import tell
 from prelabel.pipeline.options import config_option, json_option, label_options, option, runtime_options
 from prelabel.pipeline.progress import Progress, duration, numbered
-from prelabel.schemas.errors import JobError, UserError
+from prelabel.schemas.errors import UserError
 
 
 class Finite(click.FloatRange):
@@ -104,7 +101,7 @@ def run(
     if (calibrate and not dry_run) or (price_per_hour is not None and not calibrate):
         raise UserError("--calibrate goes with --dry-run, and --price-per-hour with --calibrate")
     job = Job.of(*sources, output=output, **{name: value for name, value in options.items() if value != ()})
-    with _resumable(output), display() as shown:
+    with resumable(output), display() as shown:
         result = runner.dry_run(job, shown, calibrate or 0) if dry_run else runner.run(job, shown)
     if isinstance(result, runner.DryRun):
         _print_dry_run(result, price_per_hour, as_json)
@@ -116,7 +113,7 @@ def run(
 @click.argument("url")
 @runtime_options
 @click.option("--take-over", is_flag=True, help="Take the job from a runner that seems to be alive.")
-@click.option("--retry-failed", is_flag=True, help="Work units again that were given up.")
+@click.option("--retry-failed", is_flag=True, help="Work the images again that failed, and units that were given up.")
 @json_option
 def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runtime: Any) -> int:
     """Finish a job that was interrupted; does nothing where nothing is left.
@@ -128,7 +125,7 @@ def resume(url: str, take_over: bool, retry_failed: bool, as_json: bool, **runti
     """
     from prelabel.pipeline import runner
 
-    with _resumable(url), display() as shown:
+    with resumable(url), display() as shown:
         summary = runner.resume(url, take_over=take_over, retry_failed=retry_failed, progress=shown, **runtime)
     if not summary.worked:
         tell("nothing_to_do", "nothing to do: no unit is left")
@@ -185,23 +182,6 @@ def _watch(url: str, every: float, as_json: bool) -> int:
         return 0
     assert summary is not None
     return _print_summary(summary, as_json)
-
-
-@contextmanager
-def _resumable(output: str) -> Iterator[None]:
-    """Tells who interrupts a job how to go on with it."""
-    from prelabel.pipeline.summary import status
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        try:
-            status(output)
-            how = f"prelabel resume {shlex.quote(output)}"
-        except JobError:
-            how = "the same command again: nothing was labeled yet"
-        tell("interrupted", f"\ninterrupted; go on with {how}", logging.WARNING, exit_code=INTERRUPTED)
-        sys.exit(INTERRUPTED)
 
 
 def _print_summary(summary: Any, as_json: bool) -> int:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import ray
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from prelabel.operators.models import ModelSpec
 from prelabel.pipeline.storage import local_copy
-from prelabel.schemas.errors import PrelabelError
+from prelabel.schemas.errors import ModelError, PrelabelError, one_line
 
 PACKAGES = (
     *("prelabel", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "numba"),
@@ -67,7 +68,11 @@ def describe(question: Question) -> Description:
         ModelError: one can't be built, or they can't do the tasks.
     """
     # max_calls: the process ends with the task, and gives torch's memory back.
-    found = ray.get(ray.remote(max_calls=1, num_cpus=1)(_describe).remote(question))
+    try:
+        found = ray.get(ray.remote(max_calls=1, num_cpus=1)(_describe).remote(question))
+    except (WorkerCrashedError, OutOfMemoryError) as error:
+        names = " and ".join(spec.name for spec in question.specs)
+        raise ModelError(f"the process that loads {names} dies of it: {one_line(error):.200}") from error
     if isinstance(found, PrelabelError):
         raise found
     assert isinstance(found, Description)

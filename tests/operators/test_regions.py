@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 from prelabel.operators.base import Proposals, Task
 from prelabel.operators.models import ModelSpec, load_model
 from prelabel.operators.models.regions import RATIOS, SCALES
+from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.errors import ModelError
 
 WINDOWS, SEARCH = "regions:sliding_windows", "regions:selective_search"
@@ -95,6 +96,8 @@ def test_regions_depend_on_the_image_alone() -> None:
 def test_what_is_wrong_takes_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="did you mean regions:selective_search"):
         load_model(ModelSpec("regions:selective"))
+    with pytest.raises(ModelError, match="regions:sliding_windows finds no categories: leave --categories out"):
+        load_model(ModelSpec("regions:sliding_windows", categories=CategorySet([])))
     with pytest.raises(ModelError, match="regions:sliding_windows has no weights: leave --weights out"):
         load_model(ModelSpec(WINDOWS, "some.pth"))
     monkeypatch.setitem(sys.modules, "cv2", None)

@@ -12,6 +12,7 @@ from prelabel.operators.options import DEFAULTS
 from prelabel.operators.registry import OPERATORS, assign, operators_for
 from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.errors import ModelError
+from prelabel.schemas.job import TASKS
 from prelabel.schemas.tables import TABLES
 
 PROPOSE, DETECT, INSTANCES, SEMANTIC, FUSE, CLASSIFY, KEYPOINTS = (
@@ -135,3 +136,7 @@ def test_every_operator_writes_to_a_table(task: Task) -> None:
 def test_each_object_is_written_once() -> None:
     operators = operators_for([DETECT, INSTANCES, KEYPOINTS, SEMANTIC], CategorySet([]), DEFAULTS)
     assert [operator.task for operator in operators] == [KEYPOINTS, SEMANTIC]
+
+
+def test_a_job_knows_the_tasks_by_name() -> None:
+    assert set(TASKS) == set(Task)

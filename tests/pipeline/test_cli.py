@@ -237,6 +237,8 @@ def test_command_that_cannot_be_parsed_is_explained(prelabel: Prelabel, argument
         ({"failed": 2}, 0),
         ({"failed": 2, "max_failed": 2}, 0),
         ({"failed": 2, "max_failed": 1}, 3),
+        ({"failed": 2, "max_failed": "30%"}, 0),
+        ({"failed": 2, "max_failed": "1.5%"}, 3),
         ({"units": 2}, 3),
     ],
 )

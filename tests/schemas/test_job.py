@@ -166,3 +166,20 @@ def test_record_survives_json_and_refuses_what_it_does_not_know() -> None:
     assert JobRecord.model_validate_json(record.model_dump_json()) == record
     with pytest.raises(ValidationError):
         JobRecord.model_validate(record.model_dump() | {"colour": "red"})
+
+
+def test_a_task_that_is_misspelled_is_told_at_once() -> None:
+    for task in ("detekt", "scenes:maskrcnn=detekt"):
+        with pytest.raises(UserError, match=r"--task: 'detekt' is no task: did you mean detect\?"):
+            Job.of("in", output="out", model="scenes:maskrcnn", task=[task])
+
+
+@pytest.mark.parametrize(("most", "expected"), [(3, 3), ("3", 3), ("2.5%", "2.5%"), ("100%", "100%"), (None, None)])
+def test_failed_images_are_counted_or_a_share(most: object, expected: object) -> None:
+    assert Job.of("in", output="out", model="scenes:maskrcnn", max_failed=most).runtime.max_failed == expected
+
+
+@pytest.mark.parametrize("most", [-1, "many", "101%", "5 %", "nan%", 2.5])
+def test_no_other_share_of_failed_images(most: object) -> None:
+    with pytest.raises(UserError, match=r"--max-failed: .* is neither a number nor a share such as 5%"):
+        Job.of("in", output="out", model="scenes:maskrcnn", max_failed=most)
