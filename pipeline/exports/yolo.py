@@ -7,7 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,17 +44,15 @@ class YoloLines(ABC):
         self._counts: Counter[str] = Counter()
 
     @abstractmethod
-    def numbers(self, image: Row, row: Row) -> np.ndarray | None:
-        """x and y in turn; None where the format can't hold the object."""
+    def numbers(self, image: Row, rows: Sequence[Row]) -> Iterable[np.ndarray | None]:
+        """x and y in turn of each object of an image; None where the format can't hold it."""
 
-    def text(self, image: Row, rows: Iterable[Row]) -> bytes:
+    def text(self, image: Row, rows: Sequence[Row]) -> bytes:
         """A line for each object."""
-        return b"".join(self._line(image, row) for row in rows)
+        found = zip(rows, self.numbers(image, rows), strict=True)
+        return b"".join(self._line(row, numbers) for row, numbers in found if numbers is not None)
 
-    def _line(self, image: Row, row: Row) -> bytes:
-        numbers = self.numbers(image, row)
-        if numbers is None:
-            return b""
+    def _line(self, row: Row, numbers: np.ndarray) -> bytes:
         self._counts["written"] += 1
         values = orjson.dumps(numbers.astype(np.float32).ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
         return b"%d %b\n" % (self._index[row["category_id"]], values[1:-1].replace(b",", b" "))
@@ -76,10 +74,10 @@ class YoloLines(ABC):
 class Boxes(YoloLines):
     """x and y of the centre, width, height."""
 
-    def numbers(self, image: Row, row: Row) -> np.ndarray:
-        """float64 (2, 2)."""
-        start, end = _corners(image, row)
-        return np.stack([(start + end) / 2, end - start]) / _size(image)
+    def numbers(self, image: Row, rows: Sequence[Row]) -> Iterable[np.ndarray]:
+        """float64 (2, 2) each."""
+        start, end = _corners(image, rows)
+        return np.stack([(start + end) / 2, end - start], axis=1) / _size(image)
 
 
 class Polygons(YoloLines):
@@ -91,12 +89,16 @@ class Polygons(YoloLines):
             raise UserError(f"{dataset.url} has no masks: label with --task segment_instances, or export yolo")
         self._overlaps, self._least = 0.0, 1.0
 
-    def numbers(self, image: Row, row: Row) -> np.ndarray | None:
-        """float64 (N, 2); None of an empty mask."""
+    def numbers(self, image: Row, rows: Sequence[Row]) -> Iterable[np.ndarray | None]:
+        """float64 (N, 2) each; None of an empty mask."""
+        polygons = (self._polygon(image, row) for row in rows)
+        return (None if polygon is None else polygon / _size(image) for polygon in polygons)
+
+    def _polygon(self, image: Row, row: Row) -> np.ndarray | None:
         if row["segmentation"] is None:
             self._counts["boxes"] += 1
-            (left, top), (right, bottom) = _corners(image, row)
-            return np.array([[left, top], [right, top], [right, bottom], [left, bottom]]) / _size(image)
+            ((left, top),), ((right, bottom),) = _corners(image, [row])
+            return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         mask = Rle.from_coco(row["segmentation"])
         parts = [inset(outline, MARGIN) for outline in outlines(mask)]
         if not parts:
@@ -104,7 +106,7 @@ class Polygons(YoloLines):
             return None
         polygon, bridges = join(parts)
         self._measure(row["area"], pixels_outside(mask, bridges) if len(bridges) else 0, len(bridges))
-        return polygon / _size(image)
+        return polygon
 
     def _measure(self, area: float, outside: int, bridges: int) -> None:
         overlap = area / (area + outside)
@@ -140,8 +142,12 @@ class Poses(Boxes):
         lists = {tuple(names) for names in named.values()}
         self._flipped = flipped(lists.pop()) if len(lists) == 1 and self._names else None
 
-    def numbers(self, image: Row, row: Row) -> np.ndarray:
-        """float64 (4 + 3 K,)."""
+    def numbers(self, image: Row, rows: Sequence[Row]) -> Iterable[np.ndarray]:
+        """float64 (4 + 3 K,) each."""
+        for row, box in zip(rows, super().numbers(image, rows), strict=True):
+            yield np.concatenate([box, self._points(image, row)], axis=None)
+
+    def _points(self, image: Row, row: Row) -> np.ndarray:
         points = np.zeros((self._number, 3))
         found = np.array(row["keypoints"] or [], np.float64).reshape(-1, 3)
         points[: len(found)] = found
@@ -150,7 +156,7 @@ class Poses(Boxes):
         inside = ((points[:, :2] >= 0) & (points[:, :2] <= 1)).all(1)
         self._counts["beyond"] += int((placed & ~inside).sum())
         points[~(placed & inside)] = 0
-        return np.concatenate([super().numbers(image, row).ravel(), points.ravel()])
+        return points
 
     def facts(self) -> dict[str, Any]:
         """Number of keypoints, which become which in a mirror, and names, as far as they are known."""
@@ -223,11 +229,10 @@ def _most_keypoints(dataset: Labels) -> int:
     return max((pc.max(pc.list_value_length(batch["keypoints"])).as_py() or 0 for batch in batches), default=0) // 3
 
 
-def _corners(image: Row, row: Row) -> tuple[np.ndarray, np.ndarray]:
-    """The top-left and the bottom-right of an object's box, within the image: x and y in pixels each."""
-    box = row["bbox"]
-    start = np.array([box["x"], box["y"]])
-    end = start + np.array([box["width"], box["height"]])
+def _corners(image: Row, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Top-left and bottom-right of the objects' boxes, within the image: float64 (N, 2) each, x and y in pixels."""
+    sides = np.array([[*row["bbox"].values()] for row in rows]).reshape(-1, 2, 2)
+    start, end = sides[:, 0], sides.sum(1)
     return np.clip(start, 0, _size(image)), np.clip(end, 0, _size(image))
 
 
