@@ -8,7 +8,6 @@ from itertools import count
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-import numpy as np
 import orjson
 
 from prelabel.pipeline.colors import color_of
@@ -16,11 +15,12 @@ from prelabel.pipeline.exports.base import Exporter, ExportSummary
 from prelabel.pipeline.exports.names import check_names
 from prelabel.pipeline.exports.rows import Row, labeled_images
 from prelabel.pipeline.image_files import ImageFiles
+from prelabel.pipeline.row_runs import row_runs
 from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import Storage, writing, writing_folder
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import UserError
-from prelabel.schemas.rle import Rle, column_runs
+from prelabel.schemas.rle import Rle
 
 SCORE = {"name": "score", "mutable": False, "input_type": "number", "default_value": "0", "values": ["0", "1", "0.001"]}
 """The attribute of every label, as CVAT describes attributes: its values are from, to and step."""
@@ -86,7 +86,7 @@ class _Shapes:
     def _outline(self, row: Row, common: str, score: str) -> str:
         start = f'label={self._names[row["category_id"]]} occluded="0" {common}'
         if row["segmentation"] is not None and row["area"]:
-            return f"<mask {start} {mask_attributes(Rle.from_coco(row['segmentation']))}>{score}</mask>\n"
+            return f"<mask {start} {_mask(row['segmentation'])}>{score}</mask>\n"
         x, y, width, height = (row["bbox"][side] for side in ("x", "y", "width", "height"))
         corners = f'xtl="{x:.2f}" ytl="{y:.2f}" xbr="{x + width:.2f}" ybr="{y + height:.2f}"'
         return f"<box {start} {corners}>{score}</box>\n"
@@ -112,38 +112,11 @@ def _score(score: float) -> str:
     return f'<attribute name="score">{score:.7g}</attribute>'
 
 
-def mask_attributes(mask: Rle) -> str:
-    """The attributes of a mask with a pixel at least: its tight box, and its runs within that, row by row.
-
-    They begin outside and add up to the box's pixels, no more (CVAT takes more, and fails later: its issue 9460).
-    """
-    columns, tops, bottoms = column_runs(mask)
-    left, top = int(columns.min()), int(tops.min())
-    width, height = int(columns.max()) + 1 - left, int(bottoms.max()) - top
-    lengths = _row_runs(columns - left, tops - top, bottoms - top, height, width)
+def _mask(segmentation: Row) -> str:
+    """The attributes of a mask: its tight box, and its runs in that, which never exceed it (CVAT's issue 9460)."""
+    (left, top, width, height), lengths = row_runs(Rle(segmentation["size"], segmentation["counts"]))
     runs = ", ".join(map(str, lengths.tolist()))
     return f'rle="{runs}" left="{left}" top="{top}" width="{width}" height="{height}"'
-
-
-def _row_runs(columns: np.ndarray, tops: np.ndarray, bottoms: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Run lengths along the rows, from the runs down the columns: int64, beginning outside, without a full mask.
-
-    A run along a row begins or ends where one of two neighbouring columns is inside and the other is not.
-    """
-    ends = np.concatenate([columns, columns + 1]) * (height + 1)
-    edges = _odd(np.concatenate([ends + np.tile(tops, 2), ends + np.tile(bottoms, 2)]))
-    column, first = np.divmod(edges[0::2], height + 1)
-    heights = edges[1::2] - edges[0::2]
-    row = np.arange(heights.sum()) + np.repeat(first - np.cumsum(heights) + heights, heights)
-    places = _odd(row * width + np.repeat(column, heights))  # what ends with a row may go on in the next
-    lengths = np.diff(places, prepend=0, append=height * width)
-    return lengths if lengths[-1] else lengths[:-1]
-
-
-def _odd(values: np.ndarray) -> np.ndarray:
-    """Those that are there an odd number of times, sorted."""
-    found, counts = np.unique(values, return_counts=True)
-    return found[counts % 2 == 1]
 
 
 def _skeleton_name(category: Category) -> str:
