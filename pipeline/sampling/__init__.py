@@ -96,24 +96,21 @@ def choose(
         found = draw(connection, budget, seed)
     if not len(found):
         raise UserError(f"{dataset.url} has no images yet: `prelabel status {dataset.url}`")
-    same = {"sample": name, "score_threshold": score_threshold}
-    columns = [
-        pa.array([same[one.name]] * len(found), one.type) if one.name in same else found[one.name].cast(one.type)
-        for one in SAMPLES
-    ]
-    sample = Sample(name, pa.table(columns, SAMPLES))
+    for field, value in (("sample", name), ("score_threshold", score_threshold)):
+        found = found.append_column(field, pa.array([value] * len(found), SAMPLES.field(field).type))
+    sample = Sample(name, found.select(SAMPLES.names).cast(SAMPLES))
     _keep(dataset, sample)
     return sample
 
 
 def _keep(dataset: LabelDataset, sample: Sample) -> None:
     file = f"samples/{sample.name}.parquet"
-    data = to_parquet(sample.rows, file_metadata(dataset.record.fingerprint, dataset.categories.to_json()))
-    with reaching(f"write to {dataset.url}"):
-        if not dataset.storage.exists(file):
+    if file not in dataset.parts("samples"):
+        data = to_parquet(sample.rows, file_metadata(dataset.record.fingerprint, dataset.categories.to_json()))
+        with reaching(f"write to {dataset.url}"):
             dataset.storage.put(file, data)
-        elif dataset.storage.read(file) != data:
-            raise UserError(f"{dataset.url} has another sample {sample.name!r}: give this one a --name of its own")
+    elif open_sample(dataset, sample.name).rows != sample.rows:
+        raise UserError(f"{dataset.url} has another sample {sample.name!r}: give this one a --name of its own")
 
 
 def open_sample(dataset: LabelDataset, name: str | None = None) -> Sample:

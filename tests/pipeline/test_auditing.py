@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,17 @@ def write_objects(folder: Path, of: Callable[[Row], list[Row]], output: str) -> 
     return write_labels(write_images(f"{folder}/images", 12), f"{folder}/{output}", rows, ["detect"])
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    write_objects(folder, objects, "labels")
+    return folder
+
+
 @pytest.fixture
-def labels(tmp_path: Path) -> LabelDataset:
-    return write_objects(tmp_path, objects, "labels")
+def labels(written: Path, tmp_path: Path) -> LabelDataset:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return LabelDataset(f"{tmp_path}/labels")
 
 
 def say(labels: LabelDataset, *verdicts: tuple[int, int | None, str | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -61,9 +62,17 @@ def write_objects(folder: Path, of: Callable[[Row], list[Row]], output: str = "l
     return write_labels(source, f"{folder}/{output}", rows, ["detect"])
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    write_objects(folder, objects)
+    return folder
+
+
 @pytest.fixture
-def labels(tmp_path: Path) -> LabelDataset:
-    return write_objects(tmp_path, objects)
+def labels(written: Path, tmp_path: Path) -> LabelDataset:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return LabelDataset(f"{tmp_path}/labels")
 
 
 def by_image(sample: Sample, column: str) -> dict[int, Any]:
