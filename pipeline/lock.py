@@ -29,6 +29,8 @@ CLAIM = f"{FOLDER}/lock.claim.json"
 """Exists for the moment in which the lock of a dead runner is replaced."""
 BEAT_SECONDS = 5.0
 BEATS_TO_WAIT = 3
+_own: set[str] = set()
+"""Owners of the locks that this process holds."""
 
 
 class Lock:
@@ -65,12 +67,14 @@ class Lock:
             while not self.storage.create(LOCK, self._content(0)):
                 if self._replace():
                     break
+        _own.add(self.owner["owner"])
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
+        _own.discard(self.owner["owner"])
         try:
             if _owner(_read(self.storage)) == self.owner["owner"]:
                 self.storage.delete(LOCK)
@@ -97,8 +101,8 @@ class Lock:
                 f"`prelabel resume {self.storage.url} --take-over`"
             )
         too_late = JobError(
-            f"another runner took {self.storage.url} at the same moment, so this one stops; if nobody works on it, give "
-            "the command again"
+            f"another runner took {self.storage.url} at the same moment, so this one stops; if nobody works on it, "
+            "give the command again"
         )
         if not self.storage.create(CLAIM, self._content(0)):
             self._clear_claim()
@@ -106,24 +110,33 @@ class Lock:
         try:
             if _owner(_read(self.storage)) != _owner(held):
                 raise too_late
-            for _ in range(BEATS_TO_WAIT):  # who is taken over may have been about to beat, and takes it back then
-                self.storage.put(LOCK, self._content(0))
-                time.sleep(self.beat_seconds / 5)
-                if _owner(_read(self.storage)) == self.owner["owner"]:
-                    return True
+            self.storage.put(LOCK, self._content(0))
         finally:
             self.storage.delete(CLAIM)
-        raise too_late
+        if not self._is_kept(held):
+            raise too_late
+        return True
+
+    def _is_kept(self, held: dict[str, Any]) -> bool:
+        """Whether the lock stays; who is taken over may have been about to beat, and takes it back then."""
+        if _is_here(held) and not _is_alive(held):
+            return True
+        for _ in range(BEATS_TO_WAIT):
+            time.sleep(self.beat_seconds / 5)
+            owner = _owner(_read(self.storage))
+            if owner != _owner(held):
+                return owner == self.owner["owner"]
+            self.storage.put(LOCK, self._content(0))
+        return False
 
     def _clear_claim(self) -> None:
-        """Removes the claim of who died between claiming a lock and taking it; the next attempt may use that."""
+        """Removes the claim of who died just before it took the lock; the next attempt may use that."""
         claimed = _read(self.storage, CLAIM)
         if claimed is not None and not self._is_fresh(claimed, CLAIM):
             self.storage.delete(CLAIM)
 
     def _is_fresh(self, held: dict[str, Any], name: str) -> bool:
-        here = _this_process()
-        if held.get("machine") == here["machine"]:
+        if _is_here(held):
             return _is_alive(held)
         for _ in range(BEATS_TO_WAIT):
             time.sleep(self.beat_seconds)
@@ -148,7 +161,7 @@ class Lock:
 def holder(storage: Storage) -> dict[str, Any] | None:
     """Who holds the lock, as far as the file says; on this machine, only while the process lives."""
     held = _read(storage)
-    if held is None or (held.get("machine") == _this_process()["machine"] and not _is_alive(held)):
+    if held is None or (_is_here(held) and not _is_alive(held)):
         return None
     return held
 
@@ -179,7 +192,13 @@ def _this_process() -> dict[str, Any]:
     return {"host": host, "machine": machine, "pid": os.getpid(), "started": _started(os.getpid())}
 
 
+def _is_here(held: dict[str, Any]) -> bool:
+    return bool(held.get("machine") == _this_process()["machine"])
+
+
 def _is_alive(held: dict[str, Any]) -> bool:
+    if held.get("pid") == os.getpid() and held.get("owner") not in _own:
+        return False  # it could not be released
     try:
         return _started(int(held["pid"])) == held["started"]
     except (psutil.NoSuchProcess, KeyError, ValueError):

