@@ -87,6 +87,8 @@ def join(polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         the polygon, (N, 2), and the two ends of each bridge, (number of polygons - 1, 2, 2)
     """
+    if len(polygons) == 1:
+        return polygons[0], np.empty((0, 2, 2))
     corners, begins = np.concatenate(polygons), np.cumsum([0, *map(len, polygons)])
     following = np.arange(1, len(corners) + 1)
     following[begins[1:] - 1] = begins[:-1]
@@ -96,7 +98,7 @@ def join(polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         for here, there in [_nearest(corners[:begin], corners[begin:end])]
     ]
     order = _spliced(following.tolist(), bridges)
-    return corners[order], corners[np.array(bridges, np.int64).reshape(-1, 2)]
+    return corners[order], corners[np.array(bridges)]
 
 
 def _spliced(following: list[int], bridges: list[tuple[int, int]]) -> list[int]:

@@ -99,7 +99,7 @@ class Polygons(YoloLines):
             self._counts["boxes"] += 1
             ((left, top),), ((right, bottom),) = _corners(image, [row])
             return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-        mask = Rle.from_coco(row["segmentation"])
+        mask = Rle((image["height"], image["width"]), row["segmentation"]["counts"])
         parts = [inset(outline, MARGIN) for outline in outlines(mask)]
         if not parts:
             self._counts["empty"] += 1
