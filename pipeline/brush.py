@@ -8,23 +8,24 @@ less one of that size, and the word or words. A pixel is inside where alpha, its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
+from prelabel.operators.compiled import compiled
 from prelabel.schemas.errors import UserError
-from prelabel.schemas.rle import Rle, from_run_lengths, run_lengths
+from prelabel.schemas.rle import Rle, from_run_lengths
 
 CHANNELS = 4
-SIZES = np.array([3, 4, 8, 16])
+SIZES = (3, 4, 8, 16)
 """Bits that the length of a block may have."""
 LONGEST = 2**16
 SETTINGS = 7 << 16 | 0x237F
 """What a header says after the number of bytes: words of 7 + 1 bits, lengths of 2 + 1, 3 + 1, 7 + 1 and 15 + 1."""
-HEADER_BITS = 32 + 5 + 4 * 4
+BLOCK_BITS = 3 + 16 + 8
 MOST_PIXELS = 2**32 // CHANNELS - 1
 MOST_CHANGES = 2**25
 """A mask whose runs begin and end at more pixels than that is a trap, and would take gigabytes."""
+CUT_OFF, TOO_LONG = 1, 2
+FAULTS = {CUT_OFF: "is cut off", TOO_LONG: "has more pixels than its image"}
 
 
 def encode_brush(rle: Rle) -> np.ndarray:
@@ -36,29 +37,8 @@ def encode_brush(rle: Rle) -> np.ndarray:
     height, width = rle.size
     if height * width > MOST_PIXELS:
         raise UserError(f"a brush mask has {MOST_PIXELS} pixels at most, not {height} x {width}: leave the image out")
-    edges = np.cumsum(run_lengths(rle.counts))
-    by_rows = _transposed(edges[: len(edges) // 2 * 2], height, width)
-    runs = CHANNELS * np.diff(by_rows, prepend=0, append=height * width)
-    there = np.flatnonzero(runs)
-    blocks = -(-runs[there] // LONGEST)
-    lengths = np.full(blocks.sum(), LONGEST)
-    lengths[np.cumsum(blocks) - 1] = (runs[there] - 1) % LONGEST + 1
-    return _packed(CHANNELS * height * width, lengths, np.repeat(there % 2 * 255, blocks))
-
-
-def _packed(total: int, lengths: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """The bytes of a header and of one or more blocks, each a word repeated."""
-    choice = np.searchsorted(2**SIZES, lengths)
-    bits = 3 + SIZES[choice] + 8
-    blocks = ((4 | choice) << SIZES[choice] | lengths - 1) << 8 | words
-    ends = HEADER_BITS + np.cumsum(bits)
-    first, skipped = np.divmod(ends - bits, 8)
-    packed = np.zeros(ends[-1] // 8 + 5, np.uint8)
-    packed[:7] = np.frombuffer(((total << 21 | SETTINGS) << 3).to_bytes(7, "big"), np.uint8)
-    blocks <<= 40 - skipped - bits  # each is within five bytes
-    for place in range(5):
-        np.add.at(packed, first + place, (blocks >> 32 - 8 * place & 255).astype(np.uint8))
-    return packed[: -(-ends[-1] // 8)]
+    edges = _edges(np.frombuffer(rle.counts.encode(), np.uint8))
+    return _pack(_transposed(edges, height, width), height * width)
 
 
 def decode_brush(packed: bytes, height: int, width: int) -> Rle:
@@ -67,59 +47,17 @@ def decode_brush(packed: bytes, height: int, width: int) -> Rle:
     Raises:
         UserError: it does not hold height x width pixels, or has too many runs.
     """
-    pieces = list(_alpha(packed, CHANNELS * height * width))
-    edges = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+    total = CHANNELS * height * width
+    data = np.frombuffer(packed, np.uint8)
+    if len(data) >= 4 and int.from_bytes(packed[:4], "big") != total:
+        raise UserError(f"a brush mask is not of {height * width} pixels: export it once more")
+    fault, edges = _unpack(data, total)
+    if fault:
+        raise UserError(f"a brush mask {FAULTS[fault]}: export it once more")
     by_columns = _transposed(edges, width, height)
     lengths = np.diff(by_columns, prepend=0, append=height * width)
     filled = len(lengths) > 1 and lengths[-1] == 0
     return from_run_lengths([lengths[:-1] if filled else lengths], (height, width))[0]
-
-
-def _alpha(packed: bytes, total: int) -> Iterator[np.ndarray]:
-    """Where runs of pixels inside begin and end, row by row; some may touch."""
-    read = _Bits(packed)
-    if read(32) != total:
-        raise UserError(f"a brush mask is not of {total // CHANNELS} pixels: export it once more")
-    word = read(5) + 1
-    sizes = [read(4) + 1 for _ in range(4)]
-    start = 0
-    while start < total:
-        repeated = read(1)
-        end = start + read(sizes[read(2)]) + 1
-        if end > total:
-            raise UserError("a brush mask has more pixels than its image: export it once more")
-        if repeated:
-            if read(word):
-                yield np.array([start // CHANNELS, end // CHANNELS])
-        else:
-            words = read.words(end - start, word)
-            inside = np.flatnonzero(words[-(start + 1) % CHANNELS :: CHANNELS]) + start // CHANNELS
-            yield np.stack([inside, inside + 1], axis=1).ravel()
-        start = end
-
-
-class _Bits:
-    """Reads numbers from bytes, the highest bit first."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._place = data, 0
-
-    def __call__(self, bits: int) -> int:
-        """The next number of so many bits, 32 at most."""
-        start, self._place = self._place, self._place + bits
-        if self._place > 8 * len(self._data):
-            raise UserError("a brush mask is cut off: export it once more")
-        window = int.from_bytes(self._data[start // 8 : start // 8 + 5].ljust(5, b"\0"), "big")
-        return window >> (40 - start % 8 - bits) & ((1 << bits) - 1)
-
-    def words(self, count: int, bits: int) -> np.ndarray:
-        """Whether each of the next numbers of so many bits is not 0: bool (count,)."""
-        start, self._place = self._place, self._place + count * bits
-        if self._place > 8 * len(self._data):
-            raise UserError("a brush mask is cut off: export it once more")
-        data = np.frombuffer(self._data, np.uint8)[start // 8 : -(-self._place // 8)]
-        words = np.unpackbits(data)[start % 8 :][: count * bits].reshape(count, bits)
-        return np.any(words, axis=1)
 
 
 def _transposed(edges: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -129,16 +67,132 @@ def _transposed(edges: np.ndarray, height: int, width: int) -> np.ndarray:
     Swap height and width for the opposite direction.
     """
     changes = np.sort(np.concatenate([edges, edges + height]))
-    begins, lengths = changes[0::2], changes[1::2] - changes[0::2]
-    if lengths.sum() > MOST_CHANGES:
-        raise UserError(f"a mask has {lengths.sum():,} runs, more than {MOST_CHANGES:,}: leave it out")
-    before = np.cumsum(lengths) - lengths
-    pixels = np.repeat(begins - before, lengths) + np.arange(lengths.sum())
-    found = np.sort(pixels % height * width + pixels // height)
-    return _apart(found)
+    count = int((changes[1::2] - changes[0::2]).sum())
+    if count > MOST_CHANGES:
+        raise UserError(f"a mask has {count:,} runs, more than {MOST_CHANGES:,}: leave it out")
+    return _turned(changes, count, height, width)
 
 
-def _apart(edges: np.ndarray) -> np.ndarray:
-    """Sorted edges without those that cancel: a run that ends where the next one begins goes on."""
-    values, counts = np.unique(edges, return_counts=True)
-    return values[counts % 2 == 1]
+@compiled
+def _turned(changes: np.ndarray, count: int, height: int, width: int) -> np.ndarray:
+    """The pixels between pairs of changes, in the other order; but for those that are there twice.
+
+    There, a run that ends with its row goes on with the next one.
+    """
+    pixels = np.empty(count, np.int64)
+    at = 0
+    for k in range(0, len(changes), 2):
+        for pixel in range(changes[k], changes[k + 1]):
+            pixels[at] = pixel % height * width + pixel // height
+            at += 1
+    pixels.sort()
+    kept = 0
+    for k in range(count):
+        if kept and pixels[kept - 1] == pixels[k]:
+            kept -= 1
+        else:
+            pixels[kept] = pixels[k]
+            kept += 1
+    return pixels[:kept]
+
+
+@compiled
+def _edges(counts: np.ndarray) -> np.ndarray:
+    """Where runs inside begin and end, in turn, column by column: of COCO's string, see `prelabel.schemas.rle`."""
+    edges, lengths = np.empty(len(counts), np.int64), np.empty(len(counts), np.int64)
+    place = run = position = 0
+    while place < len(counts):
+        length = shift = 0
+        group = 32
+        while group & 32 and place < len(counts):
+            group = int(counts[place]) - 48
+            length |= (group & 31) << shift
+            shift += 5
+            place += 1
+        if group & 16:
+            length |= -1 << shift
+        lengths[run] = length + lengths[run - 2] if run > 2 else length
+        position += lengths[run]
+        edges[run] = position
+        run += 1
+    return edges[: run // 2 * 2]
+
+
+@compiled
+def _pack(edges: np.ndarray, pixels: int) -> np.ndarray:
+    """The bytes of a mask, from where its runs begin and end row by row."""
+    blocks = len(edges) + 1 + CHANNELS * pixels // LONGEST
+    packed = np.zeros((64 + BLOCK_BITS * blocks) // 8, np.uint8)
+    place = _put(packed, _put(packed, 0, CHANNELS * pixels, 32), SETTINGS, 21)
+    begin, word = 0, 0
+    for k in range(len(edges) + 1):
+        end = edges[k] if k < len(edges) else pixels
+        rest = CHANNELS * (end - begin)
+        while rest > 0:
+            length = min(rest, LONGEST)
+            choice = 0
+            while length > 1 << SIZES[choice]:
+                choice += 1
+            place = _put(packed, place, 4 | choice, 3)
+            place = _put(packed, place, length - 1, SIZES[choice])
+            place = _put(packed, place, word, 8)
+            rest -= length
+        begin, word = end, 255 - word
+    return packed[: (place + 7) // 8]
+
+
+@compiled
+def _put(packed: np.ndarray, place: int, value: int, bits: int) -> int:
+    """Writes a number of so many bits from that bit on; returns the bit after it."""
+    for bit in range(bits - 1, -1, -1):
+        packed[place // 8] |= (value >> bit & 1) << (7 - place % 8)
+        place += 1
+    return place
+
+
+@compiled
+def _unpack(packed: np.ndarray, total: int) -> tuple[int, np.ndarray]:
+    """A fault, or 0, and where runs inside begin and end row by row, in turn: int64, no two equal."""
+    edges, kept = np.empty(64, np.int64), 0
+    last = 8 * len(packed)
+    if last < 32 + 5 + 4 * 4:
+        return CUT_OFF, edges[:0]
+    word = _get(packed, 32, 5) + 1
+    place, at = 32 + 5 + 4 * 4, 0
+    while at < total:
+        if place + 3 > last:
+            return CUT_OFF, edges[:0]
+        repeated, choice = _get(packed, place, 1), _get(packed, place + 1, 2)
+        size = _get(packed, 32 + 5 + 4 * choice, 4) + 1
+        if place + 3 + size > last:
+            return CUT_OFF, edges[:0]
+        length = _get(packed, place + 3, size) + 1
+        place += 3 + size
+        words, pixels = (1, length) if repeated else (length, 1)
+        if at + length > total:
+            return TOO_LONG, edges[:0]
+        if place + words * word > last:
+            return CUT_OFF, edges[:0]
+        for _ in range(words):
+            begin, end = at // CHANNELS, (at + pixels) // CHANNELS  # of the pixels whose fourth byte it has
+            if begin < end and _get(packed, place, word):
+                if kept and edges[kept - 1] == begin:
+                    kept -= 1
+                else:
+                    if kept + 2 > len(edges):
+                        edges = np.concatenate((edges, edges))
+                    edges[kept] = begin
+                    kept += 1
+                edges[kept] = end
+                kept += 1
+            at, place = at + pixels, place + word
+    return 0, edges[:kept]
+
+
+@compiled
+def _get(packed: np.ndarray, place: int, bits: int) -> int:
+    """The number of so many bits from that bit on."""
+    value = 0
+    for bit in range(place, place + bits):
+        value = value << 1 | (packed[bit // 8] >> (7 - bit % 8) & 1)
+    return value

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -23,7 +24,7 @@ from prelabel.pipeline.exports.names import check_names
 from prelabel.pipeline.exports.rows import Row, labeled_images
 from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.selection import Labels
-from prelabel.pipeline.storage import Storage, writing_folder
+from prelabel.pipeline.storage import writing, writing_folder
 from prelabel.schemas.errors import UserError
 from prelabel.schemas.rle import Rle
 
@@ -83,7 +84,7 @@ class LabelStudioTasks(Exporter):
         regions = _Regions(dataset)
         count = 0
         with writing_folder(to) as folder, images.into(folder) as put:
-            storage, served = Storage(folder), quote(os.path.basename(to.rstrip("/")))
+            served = quote(os.path.basename(to.rstrip("/")))
 
             def url(image: Row) -> str:
                 if not images.are_put:
@@ -94,10 +95,15 @@ class LabelStudioTasks(Exporter):
 
             found = labeled_images(dataset, regions.table)
             tasks = (_task(image, url(image), regions.prediction(image, rows[regions.table])) for image, rows in found)
-            for number, some in enumerate(_files(tasks)):
-                storage.add(f"tasks-{number:06d}.json", b"[\n" + b",\n".join(some) + b"\n]\n")
-                count += len(some)
-            storage.add("config.xml", regions.config().encode())
+            for number, some in groupby(tasks, key=_Files().number):
+                with writing(f"{folder}/tasks-{number:06d}.json") as file:
+                    for place, task in enumerate(some):
+                        file.write(b",\n" if place else b"[\n")
+                        file.write(task)
+                        count += 1
+                    file.write(b"\n]\n")
+            with writing(f"{folder}/config.xml") as file:
+                file.write(regions.config().encode())
         return ExportSummary(to, count, regions.count, (*regions.notes, *_places(to, images)))
 
 
@@ -107,17 +113,18 @@ def _task(image: Row, url: str, prediction: Row) -> bytes:
     return orjson.dumps(task, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _files(tasks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    some: list[bytes] = []
-    size = 0
-    for task in tasks:
-        if some and (len(some) == TASKS or size + len(task) > BYTES):
-            yield some
-            some, size = [], 0
-        some.append(task)
-        size += len(task)
-    if some:
-        yield some
+class _Files:
+    """Says of one task after the other in which file it goes."""
+
+    def __init__(self) -> None:
+        self._number = self._tasks = self._bytes = 0
+
+    def number(self, task: bytes) -> int:
+        """Of the file."""
+        if self._tasks and (self._tasks == TASKS or self._bytes + len(task) > BYTES):
+            self._number, self._tasks, self._bytes = self._number + 1, 0, 0
+        self._tasks, self._bytes = self._tasks + 1, self._bytes + len(task)
+        return self._number
 
 
 def _places(to: str, images: ImageFiles) -> Iterator[str]:
