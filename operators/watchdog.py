@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +24,8 @@ class Watchdog:
     Args:
         seconds: the limit of a piece of work
         on_stuck: is told the ids of the images that the piece is about, just before the process ends
-        end: ends the process
+        end: ends the process; the default also ends one whose interpreter hangs as a whole, for twice the time, in
+            code that keeps its lock: then nothing can be told
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Watchdog:
     def _watch(self) -> None:
         pause = threading.Event()
         while not pause.wait(self.seconds / LOOKS):
+            if self.end is os._exit:
+                faulthandler.dump_traceback_later(2 * self.seconds, exit=True, file=sys.__stderr__ or 2)
             now = monotonic()
             stuck = [one for due, image_ids in self._under_way.copy().values() if due < now for one in image_ids]
             if stuck:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from prelabel.operators.threads import map_ahead
-from prelabel.pipeline.amend import failed_images, finish_amending
+from prelabel.pipeline.amend import failed_images
 from prelabel.pipeline.lock import Lock
 from prelabel.pipeline.logs import event
 from prelabel.pipeline.manifest import Manifest
@@ -76,11 +76,12 @@ class Labeling:
     progress: Reporter
     failed_units: int = 0
     failed_before: int = 0
+    amended: frozenset[int] = frozenset()
     attempts: Counter[int] = field(default_factory=Counter)
 
     def label(self, todo: Todo) -> None:
         """Works what is left, until too much has failed."""
-        finish_amending(self.manifest)
+        self.amended = todo.amended
         begun = Progress(
             "label",
             self.record.images - todo.images,
@@ -95,7 +96,7 @@ class Labeling:
             commits = self.manifest.commits(self.manifest.committed() - todo.amended)
             self.failed_before = sum(sum(commit["counts"]["failed"].values()) for commit in commits)
         for wave in self.manifest.waves(set(range(self.record.units)) - todo.all):
-            if not self._label_wave(self._portions(wave, todo), todo.amended):
+            if not self._label_wave(self._portions(wave, todo)):
                 break
         self.manifest.storage.delete_temporary()
 
@@ -109,7 +110,7 @@ class Labeling:
         whole = [Portion.whole(unit, skipped.get(unit.number)) for unit in wave if unit.number in todo.units]
         return [*whole, *map_ahead(partial(failed_images, self.manifest), again, READ_THREADS, READ_THREADS)]
 
-    def _label_wave(self, portions: list[Portion], amended: frozenset[int]) -> bool:
+    def _label_wave(self, portions: list[Portion]) -> bool:
         """Works portions until each is committed or given up; returns whether to go on."""
         from prelabel.pipeline import graph
 
@@ -117,7 +118,7 @@ class Labeling:
             self.meter.begin(sum(map(len, portions)))
             try:
                 fates, errors = graph.label_wave(
-                    self.work, portions, amended, self.pool, self._limits(len(portions)), self.meter
+                    self.work, portions, self.amended, self.pool, self._limits(len(portions)), self.meter
                 )
             except KeyboardInterrupt:
                 self.lock.check()
@@ -125,7 +126,7 @@ class Labeling:
             self.lock.check()
             if errors:
                 logger.debug("%s", "\n".join(errors))
-            portions = self._after(portions, fates, _reason(errors), amended)
+            portions = self._after(portions, fates, _reason(errors))
             if fates.cannot_load or fates.stopped in ("failed", "failed_units") or self._too_many_units():
                 self._tell_stopped(fates)
                 return False
@@ -144,7 +145,7 @@ class Labeling:
             failed=self.failed_before + begun.failed,
         )
 
-    def _after(self, portions: list[Portion], fates: Any, reason: str, amended: frozenset[int]) -> list[Portion]:
+    def _after(self, portions: list[Portion], fates: Any, reason: str) -> list[Portion]:
         """What is left of portions that were worked."""
         from prelabel.pipeline import graph
 
@@ -152,11 +153,13 @@ class Labeling:
         done = {
             number
             for number, portion in enumerate(portions)
-            if number in fates.committed or portion.unit.number in committed - amended
+            if number in fates.committed or portion.unit.number in committed - self.amended
         }
         left = {number: one for number, one in enumerate(portions) if number not in done}
         told = {number for number, one in left.items() if one.unit.number in failed}
         self.failed_units += len(told)
+        for number in sorted(told):
+            self._tell_kept(left[number].unit.number)
         over = sum(len(portions[number]) for number in done | told)
         self.meter.end(len(committed), len(told), over)
         left = {number: one for number, one in left.items() if number not in told}
@@ -176,12 +179,11 @@ class Labeling:
         """The same without the images that workers die of, unless there are none, or it was tried too often."""
         from prelabel.pipeline import graph
 
-        portions = self._try_again(portions, "its workers die, and no image of it is to blame alone")
+        portions = self._try_again(portions, "its workers die, and no image of it is to blame alone", final=True)
         if not portions:
             return []
         units = ", ".join(str(portion.unit.number) for portion in portions)
         told = f"workers died of {numbered(len(portions), 'unit')} ({units}): looking for the images"
-        event("searching", told, logging.WARNING)
         logger.warning("%s", told)
         suspects = [Suspect.of(portion, stuck.intersection(portion.image_ids)) for portion in portions]
         search(suspects, partial(graph.probe, self.work, pool=self.pool))
@@ -192,29 +194,34 @@ class Labeling:
         """Writes down what was found; False where that is the end of the unit for now."""
         portion = suspect.portion
         if suspect.why_not:
-            self._give_up(portion, f"its workers die: {suspect.why_not}")
+            self._give_up(portion, f"its workers die: {suspect.why_not}", final=True)
             return False
         if suspect.found:
             skip = {**portion.skip, **suspect.found}
             message = f"workers die of {numbered(len(suspect.found), 'image')} of it: left out"
             with reaching(f"write to {self.manifest.storage.url}"):
                 self.manifest.record_failure(portion.unit.number, "WorkerDied", message, final=False, skip=skip)
-            event("images_skipped", message, logging.WARNING, unit=portion.unit.number, image_ids=list(suspect.found))
+            logger.warning("unit %d: %s", portion.unit.number, message)
         return True
 
-    def _try_again(self, portions: Sequence[Portion], reason: str) -> list[Portion]:
+    def _try_again(self, portions: Sequence[Portion], reason: str, final: bool = False) -> list[Portion]:
         self.attempts.update(portion.unit.number for portion in portions)
         for portion in portions:
             if self.attempts[portion.unit.number] >= MOST_ATTEMPTS:
-                self._give_up(portion, reason)
+                self._give_up(portion, reason, final)
         return [portion for portion in portions if self.attempts[portion.unit.number] < MOST_ATTEMPTS]
 
-    def _give_up(self, portion: Portion, reason: str) -> None:
+    def _give_up(self, portion: Portion, reason: str, final: bool = False) -> None:
         self.failed_units += 1
         unit = portion.unit.number
         event("unit_failed", f"unit {unit} failed: {reason}", logging.WARNING, unit=unit, reason=reason)
+        self._tell_kept(unit)
         with suppress(OSError):
-            self.manifest.record_failure(unit, "Unfinished", reason, final=False)
+            self.manifest.record_failure(unit, "WorkerDied" if final else "Unfinished", reason, final)
+
+    def _tell_kept(self, unit: int) -> None:
+        if unit in self.amended:
+            logger.warning("the failed images of unit %d could not be worked again: its rows stay as they were", unit)
 
     def _too_many_units(self) -> bool:
         return self.failed_units > self.record.job.runtime.max_failed_units

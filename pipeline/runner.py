@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from prelabel.operators.models import ModelSpec
 from prelabel.operators.options import Options
+from prelabel.pipeline.amend import finish_amending
 from prelabel.pipeline.calibrate import Calibration, Spread, calibrate
 from prelabel.pipeline.labeling import Labeling, Todo
 from prelabel.pipeline.lock import Lock
@@ -103,6 +104,9 @@ def resume(
         return replace(summarize(manifest, record), worked=False)
     manifest.storage.check_writable()
     with Lock(manifest.storage, take_over, _interrupt) as lock:
+        finish_amending(manifest)
+        if not _todo(manifest, record, retry_failed).all:
+            return summarize(manifest, record, time.monotonic() - began)
         from prelabel.pipeline import graph
 
         progress(Progress("start"))

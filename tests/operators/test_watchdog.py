@@ -1,5 +1,7 @@
 """Work that hangs ends its process, and tells first on which images; work that is slow does not."""
 
+import subprocess
+import sys
 import threading
 
 from prelabel.operators.watchdog import Watchdog, turns_for
@@ -25,6 +27,14 @@ def test_many_short_pieces_may_take_long_together() -> None:
     for image_id in range(30):
         with watchdog.watching([image_id]):
             assert not ended.wait(0.05)
+
+
+def test_an_interpreter_that_hangs_as_a_whole_is_ended() -> None:
+    code = "import ctypes, time; from prelabel.operators.watchdog import Watchdog; Watchdog(1, print); time.sleep(0.5)"
+    hang = "; ctypes.PyDLL(None).sleep(1_000)"  # keeps the interpreter's lock
+    ran = subprocess.run([sys.executable, "-c", code + hang], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "Timeout" in ran.stderr
 
 
 def test_large_images_may_take_longer() -> None:
