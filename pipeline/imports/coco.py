@@ -157,13 +157,12 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> Rle | None:
         return _rasterized(polygons, height, width) if polygons else None
     if not segmentation:
         return None
+    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
+        raise UserError(f"its segmentation is {segmentation!r:.60}, its image's size is {[height, width]}")
     try:
-        mask = Rle.from_coco(segmentation)
+        return Rle.from_coco(segmentation)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"its segmentation is no run-length encoding: {one_line(error)}") from None
-    if mask.size != (height, width):
-        raise UserError("its mask is of {} x {} pixels, its image of {} x {}".format(*mask.size, height, width))
-    return mask
+        raise UserError(f"its segmentation is no run-length encoding: {one_line(error)!s:.99}") from None
 
 
 def _polygon(values: Any, height: int, width: int) -> list[float]:

@@ -16,6 +16,8 @@ from prelabel.schemas.tables import ROWS_PER_IMAGE
 
 SPARE = 1.0
 """Pixels by which tools let boxes reach over the border of an image; rows end there."""
+FARTHEST = 2.0**31
+"""Of a keypoint: no image is as large."""
 Row = dict[str, Any]
 
 
@@ -86,6 +88,10 @@ def _box(sides: tuple[float, float, float, float], image: ImportedImage) -> list
 
 def _keypoints(points: list[float], category: Category) -> list[float]:
     count = len(category.keypoints) if category.keypoints else len(points) // 3
-    if len(points) != 3 * count or not all(map(math.isfinite, points)) or not {*points[2::3]} <= {0, 1, 2}:
+    if (
+        len(points) != 3 * count
+        or not all(abs(point) < FARTHEST for point in points)
+        or not {*points[2::3]} <= {0, 1, 2}
+    ):
         raise UserError(f"its keypoints should be x, y and visibility (0, 1 or 2) of {count} points")
     return points

@@ -201,7 +201,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "odd box": (document_of([], bbox=[1, 2, "3", 4]), "annotation 3 of 'a.png': its bbox is"),
     "box outside": (document_of([], bbox=[1, 2, 40, 4]), "annotation 3 of 'a.png': its box .* over the border"),
     "box inside out": (document_of([], bbox=[9, 9, -4, 4]), "annotation 3 of 'a.png': its box is"),
-    "size": (document_of(RUNS | {"size": [32, 24]}), "annotation 3 of 'a.png': its mask is of 32 x 24"),
+    "size": (
+        document_of(RUNS | {"size": [32, 24]}),
+        "annotation 3 of 'a.png': its segmentation is .*, its image's size is",
+    ),
     "runs": (document_of(RUNS | {"counts": [1, 2]}), "annotation 3 of 'a.png': the runs of a mask"),
     "long run": (document_of(RUNS | {"counts": [2**63]}), "annotation 3 of 'a.png': its segmentation is no run"),
     "no runs": (document_of({"size": [24, 32]}), "annotation 3 of 'a.png': its segmentation is no run-length"),
