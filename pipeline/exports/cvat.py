@@ -25,6 +25,9 @@ from prelabel.schemas.rle import Rle
 SCORE = {"name": "score", "mutable": False, "input_type": "number", "default_value": "0", "values": ["0", "1", "0.001"]}
 """The attribute of every label, as CVAT describes attributes: its values are from, to and step."""
 
+RETURN = {"\r": "&#13;"}
+"""What a parser would take for the end of a line."""
+
 
 class CvatImages(Exporter):
     """A folder: `annotations.xml`, `labels.json` for the task that is to take them, and `images` where they are put.
@@ -175,7 +178,7 @@ def _head(labels: list[dict[str, Any]], created: str) -> str:
 
 
 def _label(label: dict[str, Any], *more: str) -> str:
-    name, color, kind = (f"<{key}>{escape(label[key])}</{key}>" for key in ("name", "color", "type"))
+    texts = (f"<{key}>{escape(label[key], RETURN)}</{key}>" for key in ("name", "color", "type"))
     attributes = "".join(
         "<attribute><name>{name}</name><mutable>{mutable}</mutable><input_type>{input_type}</input_type>"
         "<default_value>{default_value}</default_value><values>{lines}</values></attribute>".format(
@@ -183,4 +186,4 @@ def _label(label: dict[str, Any], *more: str) -> str:
         )
         for attribute in label["attributes"]
     )
-    return f"<label>{name}{color}{kind}<attributes>{attributes}</attributes>{''.join(more)}</label>\n"
+    return f"<label>{''.join(texts)}<attributes>{attributes}</attributes>{''.join(more)}</label>\n"
