@@ -24,9 +24,9 @@ from prelabel.pipeline.options import json_option, option
 def import_labels(format_name: str, file: str, output: str, job: str | None, images: str | None, as_json: bool) -> int:
     """Make a job of corrected labels, to set beside the one that was exported.
 
-    FORMAT is coco (an instances or keypoints document: boxes, polygons, run-length masks). What a labeling tool wrote
-    becomes the tables that a model's labels are, under the model's name import:FORMAT; evaluate, compare, query,
-    review, report and export take them like any other job.
+    FORMAT is coco (an instances or keypoints document: boxes, polygons, run-length masks) or label-studio (its JSON
+    export). What a labeling tool wrote becomes tables like those of a model's labels, by the model import:FORMAT;
+    evaluate, compare, query, review, report and export take them like any other job.
 
     With --job the images are those of that job that the document holds, found by id and name, or by name; without it,
     the document alone says which images there are.
