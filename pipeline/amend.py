@@ -10,9 +10,11 @@ and copies again.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -27,7 +29,7 @@ from prelabel.schemas.tables import TABLES
 
 
 def failed_images(manifest: Manifest, unit: Unit) -> Portion:
-    """The images of a committed unit that have failed.
+    """The images of a committed unit that have failed; files of a folder may have been mended, so they have any size.
 
     Raises:
         JobError: its part is missing or damaged.
@@ -35,6 +37,8 @@ def failed_images(manifest: Manifest, unit: Unit) -> Portion:
     (commit,) = manifest.commits([unit.number])
     images = _read(manifest, commit["parts"]["images"])
     failed = images.filter(pc.is_valid(images["error_code"]))["image_id"]
+    if unit.shard.kind == "folder" and unit.shard.size is None:
+        unit = replace(unit, sizes=np.full(len(unit), -1))
     return Portion(unit, tuple(failed.to_pylist()))
 
 

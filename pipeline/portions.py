@@ -51,7 +51,7 @@ class Portion:
     def size(self) -> int:
         """Encoded bytes, as planned."""
         first = self.unit.first_image_id
-        return sum(int(self.unit.sizes[image_id - first]) for image_id in self.image_ids)
+        return sum(max(0, int(self.unit.sizes[image_id - first])) for image_id in self.image_ids)
 
     @property
     def at_risk(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Limits:
 
     Attributes:
         tries: for each block, how many workers may die of it at one place before it is left alone
-        deaths: blocks that were left alone are looked into when they are so many
+        deaths: blocks that were left alone are looked into when they are so many; None: that is what is being done
         failed_units: more than this end the run
         max_failed: failed images that the job tolerates, as `Runtime` has it
         images, failed: in the units that were committed before
@@ -125,9 +125,11 @@ class Count:
         """Nobody has died of it."""
         del self.tries[block, place]
 
-    def stuck(self, image_ids: list[int]) -> None:
-        """A worker is about to end itself, for these images take too long."""
+    def stuck(self, block: int, place: int, image_ids: list[int]) -> None:
+        """A worker is about to end itself, for these images take too long; nobody waits for them again but alone."""
         self.stuck_ids.update(image_ids)
+        if self.limits.deaths is not None:
+            self.tries[block, place] = self.limits.tries[block]
 
     def add(self, block: int, images: int, failed: int, busy: float) -> None:
         """A batch is done."""

@@ -156,7 +156,7 @@ class Worker:
         metrics().looked(images, failed, advance.seconds)
 
     def _tell_stuck(self, image_ids: list[int]) -> None:
-        ray.get(self.work.counter.stuck.remote(image_ids), timeout=SECONDS_TO_TELL)
+        ray.get(self.work.counter.stuck.remote(self.block, self.group, image_ids), timeout=SECONDS_TO_TELL)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with these models' findings; after the last model one row, with the unit's tables."""

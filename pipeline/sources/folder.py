@@ -60,13 +60,13 @@ class FolderSource(Source):
 
 
 def _read_planned(fs: fsspec.AbstractFileSystem, path: str, size: int, max_bytes: int) -> Fetched:
-    """An image's bytes, if they are as many as planned: a short answer is asked for again."""
+    """An image's bytes, if they are as many as planned (-1: any): a short answer is asked for again."""
     if size > max_bytes:
         return Fetched(None, "too_large", f"{size} bytes, at most {max_bytes} are allowed")
     fetched = fetch(fs, path, max_bytes)
-    if fetched.data is not None and len(fetched.data) != size:
+    if fetched.data is not None and size not in (-1, len(fetched.data)):
         fetched = fetch(fs, path, max_bytes)
-    if fetched.data is None or len(fetched.data) == size:
+    if fetched.data is None or size in (-1, len(fetched.data)):
         return fetched
     what = f"{len(fetched.data)} bytes, planned {size}"
     return Fetched(None, "read_error", f"{escape(path)} has changed since the plan was made: {what}")

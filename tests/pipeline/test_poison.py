@@ -185,7 +185,7 @@ def test_poison_costs_itself_and_can_be_worked_again(tmp_path: Path) -> None:
     bad = good | {"2.png": b"deadly", "5.png": png(5, 1, 7), "6.png": b""}
     write_files(str(tmp_path / "in"), bad)
     options, output = model_in(tmp_path, "poisonous"), tmp_path / "out"
-    summary = run(Job.of(str(tmp_path / "in"), output=str(output), image_timeout=3, **options))
+    summary = run(Job.of(str(tmp_path / "in"), output=str(output), image_timeout=8, **options))
     assert summary.failed == {"crashed_worker": 1, "empty": 1, "timeout": 1}
     assert summary.exit_code == 0
     codes = table(output, "images")["error_code"].to_pylist()
