@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "pipeline")]
 
 from buckets import s3_server
 from jobs import write_images

@@ -172,6 +172,15 @@ def test_a_lock_whose_reply_is_lost_is_ones_own(bucket: str, server: Proxy) -> N
     assert Storage(bucket).names("_manifest") == []
 
 
+def test_what_another_machine_has_written_is_seen_at_once(bucket: str) -> None:
+    storage, other = Storage(bucket), s3fs.S3FileSystem(skip_instance_cache=True)
+    storage.put("_manifest/job.json", b"1")
+    assert storage.names("_manifest") == ["job.json"]
+    other.pipe_file(f"{bucket}/{LOCK}", b"theirs")
+    assert storage.read(LOCK) == b"theirs"
+    assert not storage.create(LOCK, b"mine")
+
+
 def test_a_stalled_read_times_out_and_is_asked_for_again(bucket: str, server: Proxy, monkeypatch: Any) -> None:
     monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.5)
     storage = Storage(bucket)

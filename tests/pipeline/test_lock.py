@@ -153,6 +153,19 @@ def test_of_many_that_find_a_stale_lock_one_goes_on(storage: Storage) -> None:
         thread.join()
 
 
+def test_lock_that_could_not_be_released_is_no_hindrance(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(name: str) -> None:
+        raise PermissionError("403")
+
+    with monkeypatch.context() as patch, lock(storage) as mine:
+        patch.setattr(storage, "delete", deny)
+        mine.__exit__()
+    assert storage.exists(LOCK)
+    assert holder(storage) is None
+    with lock(storage) as second:
+        assert owner_in(storage) == second.owner["owner"]
+
+
 def test_beat_that_storage_swallows_is_no_reason_to_stop(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = threading.Semaphore(0)
 

@@ -104,6 +104,29 @@ def test_crash_inside_put_leaves_parts_alone(tmp_path: Path) -> None:
     assert files_of(str(tmp_path)) == {"/images/part": b"old"}
 
 
+def test_put_whose_temporary_file_is_swept_away_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Storage.put.retry, "sleep", lambda seconds: Storage.delete_temporary(Storage(str(tmp_path))))
+    replace, swept = os.replace, []
+
+    def sweep_first(path: str, to: str) -> None:
+        if not swept:
+            swept.append(path)
+            os.unlink(path)
+        replace(path, to)
+
+    monkeypatch.setattr(os, "replace", sweep_first)
+    Storage(str(tmp_path)).put("images/part", b"rows")
+    assert files_of(str(tmp_path)) == {"/images/part": b"rows"}
+    assert swept
+
+
+def test_create_that_fails_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="no space"):
+        Storage(str(tmp_path)).create("_manifest/lock", b"mine")
+    assert files_of(str(tmp_path)) == {}
+
+
 def test_create_never_replaces(url: str) -> None:
     storage = Storage(url)
     assert storage.create("_manifest/lock", b"mine")
