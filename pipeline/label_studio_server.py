@@ -131,7 +131,7 @@ class Project:
         except orjson.JSONDecodeError:
             raise self._stranger() from None
         except (OSError, HTTPException, ValueError) as error:
-            what = f"{self.url} can't be reached: {one_line(error) or type(error).__name__}"
+            what = f"{self.url} can't be reached: {one_line(getattr(error, 'reason', error)) or type(error).__name__}"
             raise JobError(f"{what}; the same command goes on, and sends nothing twice") from error
 
 
