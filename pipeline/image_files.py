@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,17 +70,36 @@ class ImageFiles:
         stem, suffix = safe_name(image["key"], image["format"])
         return f"{stem}.{image['image_id']}{suffix}" if hash(_folded(stem)) in self._clashes else stem + suffix
 
+    def flat_name(self, image: Row) -> tuple[str, str]:
+        """The stem and suffix of `name` for a folder without folders: no two images have the same stem.
+
+        Percent-encoded are slashes, and the # and spaces that readers of lists take for theirs.
+        """
+        stem, suffix = os.path.splitext(self.name(image))
+        stem = stem.replace("%", "%25").replace("/", "%2F")
+        stem = re.sub("^[# ]| $", lambda one: f"%{ord(one[0]):02X}", stem)
+        if len(stem.encode()) > LONGEST:
+            stem = f"{stem.encode()[:LONGEST].decode(errors='ignore')}.{image['image_id']}"
+        return stem, suffix
+
     @cached_property
     def _clashes(self) -> set[int]:
-        """Hashes of the stems that several images have."""
-        every = self._dataset.origin.batches("images", ["image_id", "key", "format"])
-        stems = (
-            hash(_folded(safe_name(key, kind)[0]))
-            for batch in every
-            for key, kind in zip(batch["key"].to_pylist(), batch["format"].to_pylist(), strict=True)
-        )
-        values, counts = np.unique(np.fromiter(stems, np.int64), return_counts=True)
-        return set(values[counts > 1].tolist())
+        """Hashes of the stems that several images have, or would have once others bear their images' ids."""
+        clashes: set[int] = set()
+        while True:
+            stems = np.fromiter(self._stems(clashes), np.dtype((np.int64, 2)))
+            _, same, counts = np.unique(stems[:, 1], return_inverse=True, return_counts=True)
+            more = set(stems[counts[same] > 1, 0].tolist()) - clashes
+            if not more:
+                return clashes
+            clashes |= more
+
+    def _stems(self, clashes: set[int]) -> Iterator[tuple[int, int]]:
+        """Of each image, the hashes of its stem and of that with its id where stems clash."""
+        for batch in self._dataset.origin.batches("images", ["image_id", "key", "format"]):
+            for image in batch.to_pylist():
+                stem = _folded(safe_name(image["key"], image["format"])[0])
+                yield hash(stem), hash(f"{stem}.{image['image_id']}" if hash(stem) in clashes else stem)
 
     @contextmanager
     def into(self, folder: str) -> Iterator[Put]:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -326,17 +326,21 @@ def writing_folder(url: str) -> Iterator[str]:
     with reaching(f"write {url}"):
         if folder.names(""):
             raise JobError(f"there is something in {url}, where files would go: remove it, or choose another --to")
-    if not folder.is_local:
-        yield url
-        return
-    path = os.path.realpath(folder.root)
+    try:
+        with _replacing_folder(folder.root) if folder.is_local else nullcontext(url) as to:
+            yield to
+    except OSError as error:  # the block's as well: its writes fail where the disk is full
+        raise _unable(f"write {url}", error) from error
+
+
+@contextmanager
+def _replacing_folder(path: str) -> Iterator[str]:
+    path = os.path.realpath(path)
     temporary = f"{path}.{uuid.uuid4().hex}.partial"
     try:
-        with reaching(f"write {url}"):
-            os.makedirs(temporary)
+        os.makedirs(temporary)
         yield temporary
-        with reaching(f"write {url}"):
-            os.replace(temporary, path)
+        os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

