@@ -148,6 +148,11 @@ label_options = several(
         "--top-labels", type=click.IntRange(1), metavar="N", help="Most labels of an image as a whole. [default: 5]"
     ),
     option(
+        "--precision",
+        type=click.Choice(["float32", "bf16"]),
+        help="Of most of the networks' arithmetic; bf16 is faster, and not just rounding away. [default: float32]",
+    ),
+    option(
         "--tile",
         type=click.IntRange(32),
         metavar="PIXELS",

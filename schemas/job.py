@@ -99,6 +99,7 @@ class Labels(_Section):
         keep_proposals: rows of the proposals table per image; None: none, or 1,000 where the tasks say `propose`
         top_labels: image-level labels per image and model
         panoptic_score, panoptic_overlap, panoptic_stuff_area: see `prelabel.operators.options`
+        precision: of most of a network's arithmetic; float32 gives the reference's results up to rounding
         tile, tile_overlap: side in pixels, and shared fraction, of windows on large images; None: no windows
         max_image_pixels: an image with more is refused before it is decoded
         max_image_bytes: an image file with more is not read
@@ -119,6 +120,7 @@ class Labels(_Section):
     panoptic_score: Fraction | None = None
     panoptic_overlap: Fraction | None = None
     panoptic_stuff_area: Annotated[int, Field(ge=0)] = 4096
+    precision: Literal["float32", "bf16"] = "float32"
     tile: Annotated[int, Field(ge=32)] | None = None
     tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
     max_image_pixels: Positive = 178_956_970
