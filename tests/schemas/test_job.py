@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "panoptic_score": 0.3,
     "panoptic_overlap": 0.3,
     "panoptic_stuff_area": 30,
+    "precision": "bf16",
     "tile": 640,
     "tile_overlap": 0.1,
     "max_image_pixels": 1_000_000,
