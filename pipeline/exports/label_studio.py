@@ -177,19 +177,19 @@ class _Regions:
         size = {"original_width": image["width"], "original_height": image["height"], "image_rotation": 0}
         control, value = _shape(image, row)
         yield self._region(control, region_id, row["category"], row["score"], value) | size
-        for name, x, y, meta in self._keypoints(row):
+        for x, y, meta in self._keypoints(row):
             value = _percent(image, x=x, y=y) | {"width": KEYPOINT_SIZE}
-            region = self._region(KEYPOINTS, f"{region_id}.{meta['keypoint']}", name, row["score"], value)
+            region = self._region(KEYPOINTS, f"{region_id}.{meta['keypoint']}", meta["name"], row["score"], value)
             yield region | size | {"parentID": region_id, "meta": meta}
 
-    def _keypoints(self, row: Row) -> Iterator[tuple[str, float, float, dict[str, int]]]:
-        """Name, x, y of those that were placed; and their numbers, from 1, of how many, and visibilities."""
+    def _keypoints(self, row: Row) -> Iterator[tuple[float, float, Row]]:
+        """x and y of those that were placed; their names and numbers, from 1, of how many, and visibilities."""
         points = np.reshape(row.get("keypoints") or (), (-1, 3)).tolist()
         names = self._categories[row["category_id"]].keypoints or [f"keypoint {k}" for k in range(1, len(points) + 1)]
         self._points |= dict.fromkeys(names if points else ())
         for k, (name, (x, y, visibility)) in enumerate(zip(names, points, strict=False), 1):
             if visibility:
-                yield name, x, y, {"keypoint": k, "of": len(points), "visibility": int(visibility)}
+                yield x, y, {"name": name, "keypoint": k, "of": len(points), "visibility": int(visibility)}
 
     def _region(self, control: Control, region_id: str, label: str, score: float | None, value: Row) -> Row:
         self._controls.add(control)

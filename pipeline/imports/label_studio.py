@@ -58,7 +58,7 @@ class LabelStudioImporter(Importer):
                 if region.shape in OBJECTS:
                     names.update(region.labels)
                 elif region.place:
-                    self._keypoints |= dict.fromkeys(region.labels, region.place._replace(visibility=2))
+                    self._keypoints[region.place.name] = region.place._replace(visibility=2)
         self._digest = digest.hexdigest()
         self._categories = CategorySet(Category(number, name) for number, name in enumerate(sorted(names), 1))
 
@@ -108,14 +108,18 @@ class LabelStudioImporter(Importer):
         except UserError as error:
             raise UserError(f"{self.url}: task {task.get('id')!r:.40}: {error}") from None
 
+    def _place(self, region: Region) -> Place | None:
+        """Which keypoint it is: what the export said, unless it was renamed, or is new."""
+        if region.place and region.place.name in region.labels:
+            return region.place
+        return next((self._keypoints[label] for label in region.labels if label in self._keypoints), None)
+
     def _objects(self, regions: list[Region], height: int, width: int, odd: Counter[str]) -> list[ImportedObject]:
         found: dict[str, list[ImportedObject]] = {}
         points: dict[str, list[tuple[Place, Region]]] = {}
         for region in regions:
             if region.shape == KEYPOINT:
-                known = (self._keypoints[label] for label in region.labels if label in self._keypoints)
-                place = region.place or next(known, None)
-                if place:
+                if place := self._place(region):
                     points.setdefault(region.parent or "", []).append((place, region))
                 odd["parent"] += not place
             elif region.shape in OBJECTS and region.labels:

@@ -18,6 +18,7 @@ from prelabel.schemas.rle import Rle
 LONGEST_OUTLINE = 2**22
 """Pixels along a polygon; rasterizing takes memory in proportion."""
 KEYPOINT = "keypoint"
+MOST_KEYPOINTS = 1000
 OBJECTS = {"rectangle": "width", "brush": "rle", "polygon": "points"}
 """Shapes of objects, and a key that their values have."""
 OTHERS = ("ellipse", "bitmask", "magicwand", "vector", "cuboid")
@@ -27,8 +28,9 @@ Sides = tuple[float, float, float, float]
 
 
 class Place(NamedTuple):
-    """Which of an object's keypoints one is, from 1, of how many there are, and COCO's visibility."""
+    """Which of an object's keypoints one was: name, number from 1, of how many there are, and COCO's visibility."""
 
+    name: str
     keypoint: int
     of: int
     visibility: int
@@ -81,11 +83,11 @@ def _region(region_id: str, shape: str, results: list[Row]) -> Region:
 
 
 def _place(meta: Any) -> Place | None:
-    found = [meta.get(name) for name in ("keypoint", "of", "visibility")] if isinstance(meta, dict) else [None]
-    if not all(type(one) is int for one in found):
+    found: list[Any] = [meta.get(name) for name in Place._fields] if isinstance(meta, dict) else []
+    if [*map(type, found)] != [str, int, int, int]:
         return None
     place = Place(*found)
-    return place if 1 <= place.keypoint <= place.of <= 1000 and place.visibility in (1, 2) else None
+    return place if 1 <= place.keypoint <= place.of <= MOST_KEYPOINTS and place.visibility in (1, 2) else None
 
 
 def object_of(region: Region, label: str, height: int, width: int) -> ImportedObject:

@@ -99,6 +99,20 @@ def test_shape_and_label_may_be_two_results(tmp_path: Path, caplog: pytest.LogCa
         assert said in caplog.text
 
 
+def test_keypoint_is_known_by_its_name_wherever_people_put_it(tmp_path: Path) -> None:
+    boxes = [region("rectanglelabels", one, **BOX) for one in ("8", "9")]
+
+    def point(label: str, parent: str, x: float, name: str = "") -> Row:
+        meta = {"meta": {"name": name, "keypoint": 1 + (name == "tail"), "of": 2, "visibility": 1}} if name else {}
+        at = region("keypointlabels", f"{label} {parent}", [label], x=x, y=50, width=1)
+        return at | {"parentID": parent} | meta
+
+    drawn = [point("nose", "8", 25, "nose"), point("tail", "8", 50, "tail")]  # as they were
+    drawn += [point("tail", "9", 75, "nose"), point("nose", "9", 100)]  # renamed, and new
+    (image,) = read(tmp_path, task(annotation([*boxes, *drawn])))
+    assert [one.keypoints for one in image.objects] == [[8, 12, 1, 16, 12, 1], [32, 12, 2, 24, 12, 2]]
+
+
 def test_document_alone_becomes_a_job(tmp_path: Path) -> None:
     tasks = [task(annotation([region("rectanglelabels", **BOX), region("rectanglelabels", "b", ["ant"], **BOX)]))]
     found: LabelDataset = imported(tasks, tmp_path)
