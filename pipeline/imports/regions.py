@@ -76,7 +76,8 @@ def regions_of(results: Iterable[Any]) -> Iterator[Region]:
 
 
 def _region(region_id: str, shape: str, results: list[Row]) -> Region:
-    labels = [label for one in results for label in one["value"].get(one["type"]) or () if isinstance(label, str)]
+    given = (label for one in results for label in one["value"].get(one["type"]) or ())
+    labels = [label for label in given if isinstance(label, str) and label.strip()]
     one = next(one for one in results if one["type"].startswith(shape))
     size, parent = (one.get("original_height"), one.get("original_width")), one.get("parentID")
     return Region(region_id, shape, labels, one["value"], size, parent and str(parent), _place(one.get("meta")))
