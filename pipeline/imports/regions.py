@@ -76,8 +76,9 @@ def regions_of(results: Iterable[Any]) -> Iterator[Region]:
 
 
 def _region(region_id: str, shape: str, results: list[Row]) -> Region:
-    given = (label for one in results for label in one["value"].get(one["type"]) or ())
-    labels = [label for label in given if isinstance(label, str) and label.strip()]
+    given = [one["value"].get(one["type"]) for one in results if one["type"].endswith("labels")]
+    names = (name for some in given if isinstance(some, list) for name in some)
+    labels = [name for name in names if isinstance(name, str) and name.strip()]
     one = next(one for one in results if one["type"].startswith(shape))
     size, parent = (one.get("original_height"), one.get("original_width")), one.get("parentID")
     return Region(region_id, shape, labels, one["value"], size, parent and str(parent), _place(one.get("meta")))

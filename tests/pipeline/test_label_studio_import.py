@@ -91,7 +91,11 @@ def test_rotated_rectangle_is_its_bounding_box(tmp_path: Path, caplog: pytest.Lo
 def test_shape_and_label_may_be_two_results(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     results = [region("rectangle", "b", None, **BOX), region("labels", "b", ["dog", "cat"], **BOX)]
     results += [region("ellipselabels", "c", radiusX=3), region("rectangle", "d", None, **BOX)]
-    results += [region("choices", "e", ["nice"]), {"type": "relation", "from_id": "b", "to_id": "d"}]
+    results += [
+        region("choices", "b", ["nice"]),
+        region("labels", "b", None, labels=5),
+        {"type": "relation", "from_id": "b", "to_id": "d"},
+    ]
     results += [region("keypointlabels", "f", ["nose"], x=1, y=2, width=1)]
     (image,) = read(tmp_path, task(annotation(results)))
     assert [(one.category, one.bbox) for one in image.objects] == [("dog", (4, 6, 8, 12)), ("cat", (4, 6, 8, 12))]
