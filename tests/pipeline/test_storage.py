@@ -29,7 +29,7 @@ class Flaky(MemoryFileSystem):
 
     cachable = False
 
-    def __init__(self, *errors: OSError) -> None:
+    def __init__(self, *errors: Exception) -> None:
         super().__init__()
         self.errors = list(errors)
 
@@ -46,7 +46,7 @@ class Flaky(MemoryFileSystem):
         return bytes(super().cat_file(path, start, end))
 
 
-def flaky(monkeypatch: pytest.MonkeyPatch, *errors: OSError) -> Storage:
+def flaky(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> Storage:
     storage = Storage("memory://flaky")
     storage.fs = Flaky(*errors)
     for call in (Storage.put, read_file):
@@ -121,6 +121,7 @@ def test_put_whose_temporary_file_is_swept_away_is_done_again(tmp_path: Path, mo
 
 
 def test_create_that_fails_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "_manifest").mkdir()
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="no space"):
         Storage(str(tmp_path)).create("_manifest/lock", b"mine")
@@ -178,6 +179,14 @@ def test_final_failures_are_not_tried_again(monkeypatch: pytest.MonkeyPatch, err
     storage = flaky(monkeypatch, error, AssertionError("tried again"))
     with pytest.raises(type(error)):
         storage.put("a", b"1")
+
+
+def test_exceptions_of_a_library_s_own_are_failures_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = flaky(monkeypatch, CloudError(), CloudError())
+    storage.put("a", b"1")
+    storage.fs.errors = [CloudError()] * 100
+    with pytest.raises(OSError, match="flaky/a: CloudError"):
+        storage.read("a")
 
 
 def test_failing_for_good_is_told_after_some_tries(monkeypatch: pytest.MonkeyPatch) -> None:
