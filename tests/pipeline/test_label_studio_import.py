@@ -93,7 +93,7 @@ def test_shape_and_label_may_be_two_results(tmp_path: Path, caplog: pytest.LogCa
     results += [region("ellipselabels", "c", radiusX=3), region("rectangle", "d", None, **BOX)]
     results += [
         region("choices", "b", ["nice"]),
-        region("labels", "b", None, labels=5),
+        SIZE | {"id": "b", "type": "labels", "value": {"labels": 5}},
         {"type": "relation", "from_id": "b", "to_id": "d"},
     ]
     results += [region("keypointlabels", "f", ["nose"], x=1, y=2, width=1)]
