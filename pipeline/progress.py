@@ -20,6 +20,7 @@ PHASES = {
     "label": "labeling",
     "calibrate": "calibrating",
     "export": "exporting",
+    "import": "importing",
     "validate": "validating",
 }
 

@@ -11,6 +11,7 @@ import pytest
 from prelabel.operators.models import FAMILIES
 from prelabel.operators.registry import OPERATORS
 from prelabel.pipeline.exports import EXPORTS
+from prelabel.pipeline.imports import IMPORTS
 from prelabel.pipeline.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ NEVER = {
 }
 ONLY_IN = {"ray": ("prelabel.pipeline.graph",), "click": ("prelabel.pipeline.cli", "prelabel.pipeline.options")}
 PLUGINS = [
-    {target.partition(":")[0] for target in registry.values()} for registry in (FAMILIES, OPERATORS, SOURCES, EXPORTS)
+    {target.partition(":")[0] for target in registry.values()} for registry in (FAMILIES, OPERATORS, SOURCES, EXPORTS, IMPORTS)
 ]
 
 
@@ -118,8 +119,9 @@ def test_every_plugin_is_registered() -> None:
     shared |= {"classifier", "compiled", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
     shared |= {"counts", "outlines", "precision", "watchdog"}
     shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch", "web"}
+    shared |= {"json_document", "regions", "write"}
     plugins = set().union(*PLUGINS)
-    for package in ("operators", "operators.models", "pipeline.sources", "pipeline.exports"):
+    for package in ("operators", "operators.models", "pipeline.sources", "pipeline.exports", "pipeline.imports"):
         inside = {m for m in MODULES if m.rpartition(".")[0] == f"prelabel.{package}"} - {"prelabel.operators.models"}
         unknown = {m for m in inside if m.rpartition(".")[2] not in shared} - plugins
         assert not unknown, f"neither shared nor registered: {unknown}"

@@ -46,7 +46,7 @@ def import_labels(format_name: str, file: str, output: str, job: str | None, ima
     if job and images:
         raise UserError("--images goes without --job, which knows where its images are")
     importer_class, of = importer_of(format_name), open_dataset(job) if job else None
-    with progress_bar(phase="validate") as advance:
+    with progress_bar(phase="import") as advance:
         written = write_import(importer_class(file), output, of, images, advance)
     if as_json:
         click.echo(json.dumps(asdict(written)))

@@ -40,8 +40,20 @@ def export(
 ) -> int:
     """Write the labels, or some of them, in another tool's format.
 
-    FORMAT is coco (an instances document), coco-results (what pycocotools' loadRes takes), coco-keypoints, or
-    coco-panoptic (a document, and a folder of PNGs beside it).
+    \b
+    FORMAT is one of
+      coco            an instances document
+      coco-results    what pycocotools' loadRes takes; coco-proposals likewise
+      coco-keypoints  a document like person_keypoints
+      coco-panoptic   a document, and a folder of PNGs beside it
+      label-studio    tasks with predictions, and their labeling configuration
+      cvat            CVAT for images 1.1; cvat-coco: COCO as CVAT imports it
+      yolo            boxes for Ultralytics and others; yolo-segment: polygons; yolo-pose: keypoints
+      voc             Pascal VOC: XML, PNGs of classes and of objects
+      fiftyone        a COCODetectionDataset
+      hf              Parquet for datasets.load_dataset
+      webdataset      tars of images with their labels beside them
+    The others than coco's write a folder. Each is told of in docs/ and README.md.
 
     --score-threshold and --category choose objects and segments; their images stay, though none of their objects may.
     A number is for all categories, CATEGORY=X and files are for theirs; a segment without a score stays.
@@ -58,6 +70,8 @@ def export(
       prelabel export coco labels --to labels.json
       prelabel export coco-results labels --to results.json
       prelabel export coco-panoptic labels --to panoptic.json
+      prelabel export cvat labels --to cvat --images copy
+      prelabel export label-studio labels --to tasks --images https://images.example.com/
       prelabel export coco labels --to sure.json --score-threshold 0.5 --score-threshold person=0.8
       prelabel export coco labels --to sure.json --score-threshold thresholds.json --category person
       prelabel export coco labels --to accepted.json --where "verdict = 'accept'"
