@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -163,5 +164,6 @@ def _unpickle(path: str) -> Any:
         if compressed:
             raise ModelError(f"weights {path}: compressed, which torch.save never does: save the state_dict() again")
     # torchvision's own training scripts leave their command line in the checkpoint: a class without code
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protocols that a hostile file may say
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

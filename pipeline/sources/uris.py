@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 URI_NAMES = ("url", "uri", "path", "image", "file_name", "filename", "image_url")
 LOCAL_SCHEMES = frozenset(["file", "local"])
 REMOTE_SCHEMES = frozenset(["http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"])
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]{0,30})://")  # without a bound, a long line takes hours
 WEB_SCHEMES = frozenset(["http", "https"])
 _ROWS = 65_536
 _LONGEST_LINE = 1 << 20  # characters

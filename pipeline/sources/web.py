@@ -149,12 +149,14 @@ def _raise_sorted(error: BaseException, url: str) -> NoReturn:
         raise FileNotFoundError(redacted(url)) from None
     if status in (401, 403):
         raise PermissionError(f"the server answers {status}") from None
-    if 0 < status < 500 and status not in _PASSING_STATUS:  # below 400: too many redirects
+    if 0 < status < 500 and status not in _PASSING_STATUS:
         raise RefusedError(f"the server answers {status}") from None
+    if isinstance(error, aiohttp.TooManyRedirects):
+        raise RefusedError("redirects without an end") from None
     if _NOT_PUBLIC in text:
         raise RefusedError(f"{_NOT_PUBLIC}; --allow-private-addresses allows it") from None
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         raise UnreachableError(text) from None
-    if isinstance(error, ValueError):  # no URL at all, a redirect to another scheme
-        raise RefusedError(one_line(error)) from None
+    if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):  # a redirect may lead there
+        raise RefusedError(f"no web address: {one_line(error)}") from None
     raise OSError(text) from None

@@ -31,7 +31,7 @@ class HostileSource(NamedTuple):
     then: str
     make: Callable[[Path], str]
     outcome: Outcome
-    options: dict[str, Any] = {}
+    options: dict[str, Any] | None = None
 
 
 SOURCES: dict[str, HostileSource] = {}
@@ -344,9 +344,7 @@ def _damaged_parquet() -> None:
 _damaged_parquet()
 
 
-@case(
-    "a table where a value of a megabyte stands in a thousand rows", "stop: `a few bytes stand for many`", "a few bytes"
-)
+@case("a table where a megabyte stands in a thousand rows", "stop: `a few bytes stand for many times`", "few bytes")
 def parquet_bomb(root: Path) -> str:
     value = encoded() + bytes(2**20)
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 1_000, pa.int8()), pa.array([value], pa.binary()))
@@ -386,8 +384,8 @@ def list_of_devices(root: Path) -> str:
 
 @case("schemes that a list may not name", "row `read_error`: not allowed (`--allow-scheme`)", {
     "ftp://host/x.png": "read_error", "data:image/png;base64,AAAA": "missing", "memory://x.png": "read_error",
-    "javascript://alert(1)": "read_error", "simplecache::file:///etc/passwd": "missing", "s3://b/x::file:///etc": "read_error",
-    NEIGHBOR: LABELED,
+    "javascript://alert(1)": "read_error", "simplecache::file:///etc/passwd": "missing",
+    "s3://b/x::file:///etc": "read_error", NEIGHBOR: LABELED,
 })  # fmt: skip
 def list_of_schemes(root: Path) -> str:
     lines = [
@@ -467,7 +465,7 @@ def giant_member(root: Path) -> str:
     return tar_file(root, member("giant.png", bytes(5_000)))
 
 
-@case("links to nowhere, to themselves, out of the folder, loops of folders", "row `missing`; read; not followed twice", {
+@case("links to nowhere or themselves, out of the folder, in loops", "row `missing`; read; not followed twice", {
     "gone.png": "missing", "self.png": "missing", "outside.png": LABELED, NEIGHBOR: LABELED,
 })  # fmt: skip
 def folder_of_links(root: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import subprocess
 import tarfile
 from contextlib import suppress
 from pathlib import Path
@@ -134,6 +136,29 @@ def test_shard_that_changed_since_the_plan(kind: str, root: str) -> None:
     fs.rm_file(path)
     with pytest.raises(SourceError, match="is gone"):
         source.read(unit)
+
+
+def test_file_of_the_same_size_that_changed_since_the_plan(tmp_path: Path) -> None:
+    write_tar(f"{tmp_path}/x.tar", IMAGES)
+    source = open_source(f"{tmp_path}/x.tar")
+    (unit,) = units_of(source)
+    planned = os.stat(tmp_path / "x.tar").st_mtime_ns
+    os.utime(tmp_path / "x.tar", ns=(planned, planned + 1_000_000))
+    with pytest.raises(SourceError, match=r"has changed since the plan was made: modified @.*`touch -d`") as caught:
+        source.read(unit)
+    (old,) = re.findall(r"planned modified (@[0-9.]+);", str(caught.value))
+    subprocess.run(["touch", "-d", old, tmp_path / "x.tar"], check=True)
+    assert len(source.read(unit)) == len(IMAGES)
+
+
+def test_image_of_a_folder_that_changed_since_the_plan(root: str) -> None:
+    write_files(root, IMAGES)
+    source = open_source(root)
+    (unit,) = units_of(source)
+    write_file(f"{root}/{unit.keys[2]}", X)
+    rows = source.read(unit).to_pylist()
+    assert [row["error_code"] for row in rows].count(None) == len(IMAGES) - 1
+    assert f"has changed since the plan was made: {len(X)} bytes, planned" in rows[2]["error"]
 
 
 # Finding the kind

@@ -23,7 +23,8 @@ SECRETS = {
     ),
     "https://h/x?sv=2024&sp=r&sig=S3CRET%3D#access_token=S3CRET": "https://h/x?sv=2024&sp=r&sig=***#access_token=***",
     "https://h/x?KEY=S3CRET&api_key=S3CRET&password=S3CRET": "https://h/x?KEY=***&api_key=***&password=***",
-    "403, url='https://h/x?token=S3CRET' and https://u:S3CRET@h": "403, url='https://h/x?token=*** and https://***@h",
+    "403, url='https://h/x?token=S3CRET' and https://u:S3CRET@h": "403, url='https://h/x?token=***' and https://***@h",
+    "https://h/x?sig=S3.CRET: denied (https://h/x?sig=S3CRET).": "https://h/x?sig=***: denied (https://h/x?sig=***).",
     "no answer with url: /x?sig=S3CRET (again)": "no answer with url: /x?sig=*** (again)",
 }
 HARMLESS = [
