@@ -18,15 +18,15 @@ from typing import Any
 import orjson
 import psutil
 
-from prelabel.pipeline.manifest import FOLDER, to_json
+from prelabel.pipeline.manifest import FOLDER, checksum, to_json
 from prelabel.pipeline.storage import Storage, reaching
 from prelabel.schemas.errors import JobError, one_line
 
 logger = logging.getLogger("prelabel")
 
 LOCK = f"{FOLDER}/lock.json"
-CLAIM = f"{FOLDER}/lock.claim.json"
-"""Exists for the moment in which the lock of a dead runner is replaced."""
+CLAIM = f"{FOLDER}/lock-claim-"
+"""Files of this name exist for the moment in which the lock of a dead runner is replaced."""
 BEAT_SECONDS = 5.0
 BEATS_TO_WAIT = 3
 _own: set[str] = set()
@@ -63,11 +63,15 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     def __enter__(self) -> Lock:
-        with reaching(f"lock {self.storage.url}"):
-            while not self.storage.create(LOCK, self._content(0)):
-                if self._replace():
-                    break
         _own.add(self.owner["owner"])
+        try:
+            with reaching(f"lock {self.storage.url}"):
+                while not self.storage.create(LOCK, self._content(0)):
+                    if self._replace():
+                        break
+        except BaseException:
+            _own.discard(self.owner["owner"])
+            raise
         self._thread.start()
         return self
 
@@ -100,22 +104,35 @@ class Lock:
                 f"{self.storage.url} is being worked on by {who}: wait for it, or take the job over with "
                 f"`prelabel resume {self.storage.url} --take-over`"
             )
-        too_late = JobError(
-            f"another runner took {self.storage.url} at the same moment, so this one stops; if nobody works on it, "
-            "give the command again"
-        )
-        if not self.storage.create(CLAIM, self._content(0)):
-            self._clear_claim()
-            raise too_late
+        claims = self._claim(held)
         try:
             if _owner(_read(self.storage)) != _owner(held):
-                raise too_late
+                raise self._too_late()
             self.storage.put(LOCK, self._content(0))
         finally:
-            self.storage.delete(CLAIM)
+            for name in claims:
+                self.storage.delete(name)
         if not self._is_kept(held):
-            raise too_late
+            raise self._too_late()
         return True
+
+    def _claim(self, held: dict[str, Any]) -> list[str]:
+        """Claims the lock, past the claims of who died over it; returns their files' names.
+
+        A claim is named after what it follows and is never written over, so that only one can follow.
+        """
+        names: list[str] = []
+        while True:
+            names.append(f"{CLAIM}{checksum(to_json([len(names), _owner(held)]))[:16]}.json")
+            if self.storage.create(names[-1], self._content(0)):
+                return names
+            claimed = _read(self.storage, names[-1])
+            if claimed is None or self._is_fresh(claimed, names[-1]):
+                raise self._too_late()
+            held = claimed
+
+    def _too_late(self) -> JobError:
+        return JobError(f"another runner took {self.storage.url} at the same moment; this one stops")
 
     def _is_kept(self, held: dict[str, Any]) -> bool:
         """Whether the lock stays; who is taken over may have been about to beat, and takes it back then."""
@@ -128,12 +145,6 @@ class Lock:
                 return owner == self.owner["owner"]
             self.storage.put(LOCK, self._content(0))
         return False
-
-    def _clear_claim(self) -> None:
-        """Removes the claim of who died just before it took the lock; the next attempt may use that."""
-        claimed = _read(self.storage, CLAIM)
-        if claimed is not None and not self._is_fresh(claimed, CLAIM):
-            self.storage.delete(CLAIM)
 
     def _is_fresh(self, held: dict[str, Any], name: str) -> bool:
         if _is_here(held):

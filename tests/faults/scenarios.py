@@ -302,7 +302,7 @@ def on_ray(find: Callable[[psutil.Process], list[psutil.Process]]) -> Callable[[
                 family = driver.children(recursive=True)
                 if victims := find(driver):
                     scene.chance.choice(victims).kill()
-            running.wait(120)
+            running.wait(240)
         except subprocess.TimeoutExpired:
             raise AssertionError("hangs") from None
         finally:
