@@ -266,7 +266,8 @@ def _hasty_bucket(url: str) -> Iterator[None]:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    with patch("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None)):
+    hasty = SimpleNamespace(sleep=lambda seconds: None)
+    with patch("tenacity.nap.time", hasty), patch.object(s3fs.S3FileSystem, "retries", 2):
         s3fs.S3FileSystem().mkdir(url)
         yield
     s3fs.S3FileSystem.clear_instance_cache()

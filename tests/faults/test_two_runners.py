@@ -101,14 +101,14 @@ def ends_right(runners: list[Simulated], *outcomes: Planned) -> None:
     assert files in [one.files for one in outcomes], f"{[one.result for one in runners]} {sorted(files)}"
 
 
-def explore(files: dict[str, bytes], bodies: list[Body], *outcomes: Planned) -> None:
+def explore(files: dict[str, bytes], bodies: list[Body], *outcomes: Planned, crashes: int = 1) -> None:
     def check(runners: list[Simulated]) -> None:
         refused = [one for one in runners if isinstance(one.result, JobError)]
         crashed = [one for one in runners if one.crashed]
         assert crashed or len(refused) < 2, [one.result for one in runners]
         ends_right(runners, *outcomes)
 
-    explorer = Explorer(files, bodies, 1, check)
+    explorer = Explorer(files, bodies, crashes, check)
     explorer.explore()
     assert explorer.ends > 20, "too few orders to be all of them"
 
@@ -153,7 +153,7 @@ def test_two_begin_different_jobs_where_one_died_over_the_lock_of_another(source
         with pytest.raises(CrashError):
             dead.__enter__()
     assert [CLAIM in name for name in sorted(Bucket.files)] == [True, False]
-    explore(dict(Bucket.files), [one.run, other.run], one, other)
+    explore(dict(Bucket.files), [one.run, other.run], one, other, crashes=0)
 
 
 def test_two_begin_different_jobs_where_one_died(source: str) -> None:
