@@ -1,10 +1,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help install demo test browser lint format benchmark clean
+# The real tools that exports are for, each in an environment of its own, since they can't all live in one.
+TOOLS := datumaro datasets label-studio
+TOOL_datumaro := 'datumaro>=1.13' 'supervision>=0.31'
+TOOL_datasets := 'datasets>=5' 'webdataset>=1'
+TOOL_label-studio := 'label-studio>=1.23,<1.24'
+TOOL_fiftyone := 'fiftyone>=1.22'
+TOOL_ultralytics := 'ultralytics>=8.4'
+TESTS_datumaro := tests/tools/test_datumaro.py tests/tools/test_supervision.py
+TESTS_ultralytics := tests/tools/test_supervision.py
+
+.PHONY: help install demo test test-tools soak browser lint format benchmark clean
 
 help:  ## Show what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 install: .venv/installed  ## Make .venv with all that demo and tests need
 
@@ -19,6 +29,19 @@ demo: install  ## Label generated images with the bundled model and show where t
 
 test: install  ## Run all tests
 	PYTHONSAFEPATH=1 $(BIN)/python -m pytest
+
+test-tools: install $(TOOLS:%=.tools/%)  ## Import exports into the real tools: Label Studio, datumaro, supervision, datasets
+	@for tool in $(TOOLS); do $(MAKE) --no-print-directory test-tool-$$tool || exit 1; done
+
+test-tool-%: install .tools/%
+	PYTHONSAFEPATH=1 PRELABEL_TOOLS_PYTHON=.tools/$*/bin/python $(BIN)/python -m pytest $(or $(TESTS_$*),tests/tools/test_$(subst -,_,$*).py)
+
+.tools/%:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check $(TOOL_$*) || { rm -rf $@; exit 1; }
+
+soak: install  ## Play 200 faults against small jobs; takes an hour or so, and ends by itself
+	PYTHONSAFEPATH=1 $(BIN)/python tests/faults/soak.py
 
 browser:  ## Install Debian's Chromium, without which the tests of pages skip
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --yes chromium >/dev/null; }
@@ -41,4 +64,4 @@ benchmark: install  ## Print how fast masks are made, against the stock way
 	PYTHONSAFEPATH=1 $(BIN)/python benchmarks/masks.py
 
 clean:  ## Remove what the other targets have made
-	rm -rf .venv .namespace prelabel-demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .tools .namespace prelabel-demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
