@@ -67,7 +67,7 @@ class ImageFiles:
 
         No two images have the same one, not even without their suffixes or on a disk that takes A for a.
         """
-        stem, suffix = safe_name(image["key"], image["format"])
+        stem, suffix = _split_name(image)
         return f"{stem}.{image['image_id']}{suffix}" if hash(_folded(stem)) in self._clashes else stem + suffix
 
     def flat_name(self, image: Row) -> tuple[str, str]:
@@ -98,7 +98,7 @@ class ImageFiles:
         """Of each image, the hashes of its stem and of that with its id where stems clash."""
         for batch in self._dataset.origin.batches("images", ["image_id", "key", "format"]):
             for image in batch.to_pylist():
-                stem = _folded(safe_name(image["key"], image["format"])[0])
+                stem = _folded(_split_name(image)[0])
                 yield hash(stem), hash(f"{stem}.{image['image_id']}" if hash(stem) in clashes else stem)
 
     @contextmanager
@@ -177,6 +177,12 @@ class ImageFiles:
         if not self.failures:
             return ()
         return (f"{len(self.failures):,} images could not be copied, such as: {self.failures[0]}",)
+
+
+def _split_name(image: Row) -> tuple[str, str]:
+    """The stem and the suffix of an image's name; to readers, what stands behind the last dot is always a suffix."""
+    stem, suffix = safe_name(image["key"], image["format"])
+    return (stem, suffix) if suffix else os.path.splitext(stem)
 
 
 def safe_name(key: str, kind: str | None) -> tuple[str, str]:

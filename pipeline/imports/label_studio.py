@@ -96,6 +96,8 @@ class LabelStudioImporter(Importer):
                 results = _latest(annotations)
                 with self._in(task):
                     regions = None if results is None else list(regions_of(results))
+                if regions is not None:  # half of a surrogate pair is no text, though JSON can say it
+                    "".join([_key(data), *(label for region in regions for label in region.labels)]).encode()
                 yield task, regions
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.url} is no list of tasks as Label Studio exports it: {one_line(error)}") from None

@@ -136,7 +136,7 @@ def _box(value: Row, height: int, width: int) -> Sides:
 
 def _brush(value: Row, height: int, width: int) -> Rle:
     try:
-        packed = bytes(value["rle"])
+        packed = bytes([*value["rle"]])
     except (KeyError, TypeError, ValueError):
         raise UserError("a brush mask has no rle: a list of numbers from 0 to 255") from None
     return decode_brush(packed, height, width)
@@ -156,6 +156,10 @@ def _polygon(points: Any, height: int, width: int) -> Rle:
 
 
 def _numbers(*values: Any) -> list[float]:
-    if not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+    try:
+        numbers = [float(value) for value in values if isinstance(value, Real)]
+    except OverflowError:
+        numbers = []
+    if len(numbers) < len(values) or not all(map(math.isfinite, numbers)):
         raise UserError(f"a region is at {[*values][:4]!r:.80}: these should be numbers")
-    return [float(value) for value in values]
+    return numbers

@@ -249,3 +249,17 @@ def test_names_of_images_are_told_apart(tmp_path: Path) -> None:
     flat = [files.flat_name(row)[0].casefold() for row in rows]
     assert len(set(flat)) == len(keys)
     assert not any("/" in one for one in flat)
+
+
+def test_names_without_a_suffix_are_told_apart(tmp_path: Path) -> None:
+    keys = ["scan.1", "scan.2", "x/scan.1", "plain", "scan.0", ".scan.1", "of a\n.\n"]
+
+    def named(image: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        image |= {"key": keys[image["image_id"]], "format": "", "num_annotations": 0}  # as of one that was imported
+        return {"annotations": []}
+
+    labels = write_labels(write_images(f"{tmp_path}/images"), f"{tmp_path}/labels", named, ["detect"])
+    exporter_of("yolo").write(labels, f"{tmp_path}/yolo")
+    listed = Path(tmp_path, "yolo", "train.txt").read_text().splitlines()
+    texts = [*Path(tmp_path, "yolo", "labels", "train").iterdir()]
+    assert len(texts) == len({os.path.splitext(name)[0] for name in listed}) == len(keys) - 1

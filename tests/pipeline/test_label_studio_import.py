@@ -134,6 +134,12 @@ def test_document_alone_becomes_a_job(tmp_path: Path) -> None:
         ('[{"id": 1, "data": {}, "annot', "no list of tasks"),
         ('[{"id": 1, "data": {}, "annotations": [{}]}]', "an annotation has no result"),
         ('[{"id": 1, "data": {}, "annotations": [{"result": [5]}]}]', "task 1: a result is 5"),
+        ('[{"data": {"image": "http://[a/b.jpg"}, "annotations": [{"result": []}]}]', "Invalid IPv6 URL"),
+        ('[{"data": {"key": "\\ud800.jpg"}, "annotations": [{"result": []}]}]', "surrogates not allowed"),
+        (
+            json.dumps([task(annotation([region("rectanglelabels", labels=["\ud800"], **BOX)]))]),
+            "surrogates not allowed",
+        ),
         (f"[{'[' * 100_000}", "no list of tasks"),
         (b"[\xff]", "no list of tasks"),
         ("", "cut off"),
@@ -154,7 +160,9 @@ def test_document_that_is_none_is_one_line(text: str | bytes, message: str, tmp_
     [
         (region("rectanglelabels", **BOX | {"x": "left"}), "'left', 25.0, 25.0, 50.0.*should be numbers"),
         (region("rectanglelabels", **BOX | {"x": float("nan")}), "should be numbers"),
+        (region("rectanglelabels", **BOX | {"x": 10**400}), "should be numbers"),
         (region("brushlabels", rle=[0, 0, 300]), "no rle"),
+        (region("brushlabels", rle=10**13), "no rle"),
         (region("brushlabels", rle=[0] * 20, format="rle"), "not of 768 pixels"),
         (region("brushlabels", maskDataURL="data:"), "no rle"),
         (region("polygonlabels", points=[[1, 2], [3, 4]]), "2 points"),
