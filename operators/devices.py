@@ -18,4 +18,4 @@ def torch_device(name: str) -> torch.device:
 
 def settled(network: nn.Module, device: torch.device) -> nn.Module:
     """The network on the device, to predict only; the channels of a pixel lie together, as convolutions like it."""
-    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)

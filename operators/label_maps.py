@@ -94,7 +94,7 @@ def _runs(labels: np.ndarray, owners: np.ndarray, count: int) -> list[MaskRuns]:
     begins, whose = _stretches(labels, _changes(labels), owners)
     lengths, slots, areas, corners = _lengths(begins, whose, count, labels.shape[0])
     text, ends = _texts(lengths, slots, count)
-    return masks_in(text, ends, areas, corners, labels.shape)
+    return masks_in(text, ends, areas, corners, (labels.shape[0], labels.shape[1]))
 
 
 @compiled

@@ -90,10 +90,10 @@ def paste_runs(
     """
     masks = np.pad(np.asarray(probabilities, np.float32), ((0, 0), (1, 1), (1, 1)))
     padded = _padded_boxes(boxes, masks.shape[-1])
-    known = [torch_rounding(small) for small in (True, False)]
-    if None in known:
+    of_small, of_large = torch_rounding(small=True), torch_rounding(small=False)
+    if of_small is None or of_large is None:
         return [_paste_with_torch(*one, height, width, threshold) for one in zip(masks, padded, strict=True)]
-    found = _paste_all(masks, padded, height, width, np.float32(threshold), *known)
+    found = _paste_all(masks, padded, height, width, np.float32(threshold), of_small, of_large)
     return masks_in(*found, (height, width))
 
 
@@ -108,10 +108,10 @@ def masks_in(
         areas, corners: of each, x0 y0 x1 y1
         size: height, width
     """
-    counts, height_width, begin = text[: ends[-1] if len(ends) else 0].tobytes().decode("ascii"), tuple(size), 0
+    counts, begin = text[: ends[-1] if len(ends) else 0].tobytes().decode("ascii"), 0
     masks = []
     for end, area_, (x0, y0, x1, y1) in zip(ends.tolist(), areas.tolist(), corners.tolist(), strict=False):
-        masks.append(MaskRuns(Rle(height_width, counts[begin:end]), area_, (x0, y0, x1 - x0, y1 - y0)))
+        masks.append(MaskRuns(Rle(size, counts[begin:end]), area_, (x0, y0, x1 - x0, y1 - y0)))
         begin = end
     return masks
 

@@ -32,9 +32,8 @@ NEVER = {
     "prelabel.pipeline.dataset": ("ray", "torch"),
 }
 ONLY_IN = {"ray": ("prelabel.pipeline.graph",), "click": ("prelabel.pipeline.cli", "prelabel.pipeline.options")}
-PLUGINS = [
-    {target.partition(":")[0] for target in registry.values()} for registry in (FAMILIES, OPERATORS, SOURCES, EXPORTS, IMPORTS)
-]
+REGISTRIES = (FAMILIES, OPERATORS, SOURCES, EXPORTS, IMPORTS)
+PLUGINS = [{target.partition(":")[0] for target in registry.values()} for registry in REGISTRIES]
 
 
 def imports_of(path: Path) -> Iterator[tuple[str, str]]:

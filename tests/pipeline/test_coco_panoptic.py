@@ -198,7 +198,7 @@ def test_into_a_bucket(labels: LabelDataset, tmp_path: Path) -> None:
     exporter_of("coco-panoptic").write(labels, "memory://bucket/panoptic.json")
     try:
         stored = {path.removeprefix("/bucket/"): fs.cat_file(path) for path in fs.find("/bucket")}
-        with pytest.raises(JobError, match="there is a file memory://bucket/panoptic.json"):
+        with pytest.raises(JobError, match=r"there is a file memory://bucket/panoptic\.json"):
             exporter_of("coco-panoptic").write(labels, "memory://bucket/panoptic.json")
     finally:
         fs.rm("/bucket", recursive=True)
