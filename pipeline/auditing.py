@@ -239,6 +239,8 @@ def _corrected(
         raise UserError(f"--iou is {iou}: give a number above 0, up to 1")
     if "annotations" not in dataset.record.tables:
         raise UserError(f"{dataset.url} has no objects to set beside {corrected.url}: review its images instead")
+    if "annotations" not in corrected.record.tables:
+        raise UserError(f"{corrected.url} has no objects: give what `prelabel import` wrote")
     ours, theirs = names_in_both(dataset.categories, corrected.categories)
     kind = Kind(Reader(dataset, ours, None, lowest or 0.0), Reader(corrected, theirs, None, 0.0), iou)
     counts, images, outside = [], set(), 0

@@ -166,7 +166,7 @@ class _Regions:
             rows = [row for row in rows if row["kind"] == self._kind]
         self.count += len(rows)
         result = [region for row in rows for region in self._regions(image, row)]
-        best = (image["labels"] or ())[:1]
+        best = [one for one in (image["labels"] or ())[:1] if one["category_id"] in self._categories]  # as selected
         result += [self._region(CHOICES, "label", one["category"], one["score"], {}) for one in best]
         scores = [region["score"] for region in result if "score" in region]
         return {"model_version": self._version, "score": np.mean(scores) if scores else None, "result": result}

@@ -11,7 +11,7 @@ import pyarrow as pa
 from prelabel.pipeline.compare import changes_by_image
 from prelabel.pipeline.compare.changes import Change
 from prelabel.pipeline.compare.images import Images
-from prelabel.pipeline.compare.kinds import kinds_in_both
+from prelabel.pipeline.compare.kinds import Kind, kinds_in_both
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.query.connection import wait
 from prelabel.schemas.errors import UserError
@@ -82,15 +82,17 @@ def measure(
     if (by == "disagreement") != (other is not None):
         raise UserError("--by disagreement needs --other URL, a job over the same images; no other rule takes it")
     if other is not None:
-        changes = pa.RecordBatchReader.from_batches(CHANGES, _changes(dataset, other, lowest))
-        connection.register("arriving", changes)
+        images, kinds = Images(dataset, other, 0), kinds_in_both(dataset, other, IOU, lowest)
+        connection.register("arriving", pa.RecordBatchReader.from_batches(CHANGES, _changes(images, kinds)))
         wait(connection, lambda: connection.execute("CREATE TABLE changes AS FROM arriving"))
+        if not images.common:
+            raise UserError(f"{dataset.url} and {other.url} have no image in common: images are the same by their key")
     wait(connection, lambda: connection.execute(MEASURE.format(asked=ASKED[by])))
 
 
-def _changes(dataset: LabelDataset, other: LabelDataset, lowest: float) -> Iterator[pa.RecordBatch]:
+def _changes(images: Images, kinds: dict[str, Kind]) -> Iterator[pa.RecordBatch]:
     """How much has changed in each image from one job to the other, as `prelabel compare` counts it."""
-    changes = changes_by_image(Images(dataset, other, 0), kinds_in_both(dataset, other, IOU, lowest))
+    changes = changes_by_image(images, kinds)
     while some := list(islice(changes, _ROWS)):
         rows = [(one.before, round(1e6 * one.change.amount), _reason(one.change)) for one in some]
         yield pa.RecordBatch.from_arrays(

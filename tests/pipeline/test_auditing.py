@@ -255,6 +255,9 @@ def test_corrected_labels_tell_recall_too(labels: LabelDataset, tmp_path: Path) 
     assert found.all_recall is not None
     assert found.all_recall.value == pytest.approx(13 / 15)
     assert found.all_recall.objects == 15
+    segments = write_labels(f"{tmp_path}/images", f"{tmp_path}/segments", lambda _: {"segments": []}, ["fuse_panoptic"])
+    with pytest.raises(UserError, match="segments has no objects: give what"):
+        audit(labels, corrected=segments)
     strict = audit(labels, corrected=corrected, iou=0.9)
     assert strict.precision["ball"].value == 8 / 10  # 0's ball is elsewhere
 

@@ -150,6 +150,12 @@ def test_segments_are_regions_where_there_are_no_objects(tmp_path: Path) -> None
     assert "segments are left out" in exporter_of("label-studio").write(both, f"{tmp_path}/two").notes[0]
 
 
+def test_choice_is_one_of_the_selected_categories(labels: LabelDataset, tmp_path: Path) -> None:
+    exporter_of("label-studio").write(labels.select(categories=["person"]), f"{tmp_path}/tasks")
+    tasks = json.loads((tmp_path / "tasks" / "tasks-000000.json").read_bytes())
+    assert not [one for task in tasks for one in task["predictions"][0]["result"] if one["type"] == "choices"]
+
+
 def test_labels_without_anything_to_correct_are_one_line(tmp_path: Path) -> None:
     source = write_images(f"{tmp_path}/images", 1)
     labels = write_labels(source, f"{tmp_path}/labels", lambda _: {"proposals": []}, ["propose"])

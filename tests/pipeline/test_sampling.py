@@ -259,6 +259,17 @@ def test_mistake_is_one_line(labels: LabelDataset, options: Row, said: str) -> N
         open_sample(labels, "gone")
 
 
+def test_job_with_nothing_in_common_is_told(labels: LabelDataset, tmp_path: Path) -> None:
+    source = write_images(f"{tmp_path}/others/of")
+    others = write_labels(f"{tmp_path}/others", f"{tmp_path}/other", lambda _: {"annotations": []}, ["detect"])
+    with pytest.raises(UserError, match="have no image in common"):
+        choose(labels, "disagreement", 5, other=others)
+    segments = write_labels(source, f"{tmp_path}/segments", lambda _: {"segments": []}, ["fuse_panoptic"])
+    with pytest.raises(UserError, match=r"^.*/segments have no objects"):
+        choose(labels, "disagreement", 5, other=segments)
+    assert not labels.parts("samples")
+
+
 def test_job_without_images_is_told(tmp_path: Path) -> None:
     source = write_images(f"{tmp_path}/images", 3)
     write_labels(source, f"{tmp_path}/labels", lambda _: {"annotations": []}, ["detect"], units=0)
