@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from prelabel.pipeline.storage import FINAL_ERRORS, is_local, patiently
 from prelabel.schemas.errors import SourceError, one_line, redacted
 
 THREADS = 16
+_NO_NAMES = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # a loop of links, a name no disk can have
 _PASSING_STATUS = (408, 425, 429)  # a web server's "not now" among its refusals
 
 T = TypeVar("T")
@@ -86,9 +88,9 @@ def _read_local(path: str, max_bytes: int) -> bytes:
     try:
         info = os.stat(path)
     except OSError as error:
-        if isinstance(error, (FileNotFoundError, PermissionError)):
-            raise
-        raise FileNotFoundError(path) from error  # a loop of links, a name that is too long
+        if error.errno in _NO_NAMES:
+            raise FileNotFoundError(path) from error
+        raise
     if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
         raise IsADirectoryError("not a file")
     if info.st_size > max_bytes:

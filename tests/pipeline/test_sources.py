@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -9,6 +10,7 @@ import subprocess
 import tarfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -248,6 +250,28 @@ def test_file_and_folder_that_are_gone_at_read_time(root: str) -> None:
     fs.rmdir(path)
     with pytest.raises(SourceError, match="gone"):
         source.read(unit)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_disk_that_fails_for_now_makes_no_image_missing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(str(tmp_path), {"a.png": X, "b.png": X})
+    (tmp_path / "list.txt").write_text("b.png")
+    sources = open_source(str(tmp_path)), open_source(str(tmp_path / "list.txt"))
+    units = [next(iter(units_of(source))) for source in sources]
+    stat = os.stat
+
+    def failing(path: str, **options: Any) -> os.stat_result:
+        if str(path).endswith("b.png"):
+            raise OSError(number, os.strerror(number), path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", failing)
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    for source, unit in zip(sources, units, strict=True):
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            source.read(unit)
 
 
 @pytest.mark.parametrize(
