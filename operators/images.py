@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from PIL import (  # a plugin registers itself in Image.OPEN when it is imported
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     WebPImagePlugin,  # noqa: F401
 )
 
@@ -121,10 +122,10 @@ def decode(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> DecodedImage:
 
 
 def pixels_in(data: bytes) -> int:
-    """Height times width, from the header alone; 0 where there is no image that it could be of."""
+    """Of what is decoded, from the header alone; 0 where there is no image that it could be of."""
     _quieten_pillow()
     try:
-        width, height = _open(data).size
+        width, height = _decoded_size(_open(data))
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001  `decode` will say what is wrong
@@ -134,9 +135,9 @@ def pixels_in(data: bytes) -> int:
 
 def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError("too_large", f"{width} x {height} pixels, at most {max_pixels} are allowed")
+    (width, height), decoded = image.size, _decoded_size(image)
+    if decoded[0] * decoded[1] > max_pixels:
+        raise ImageError("too_large", f"{decoded[0]} x {decoded[1]} pixels, at most {max_pixels} are allowed")
     if image.format in ("JPEG", "MPO") and width * height > _JPEG_PIXELS_PER_BYTE * len(data):
         raise ImageError("truncated", f"{len(data)} bytes can't hold the {width} x {height} pixels of the header")
     made_upright = image.format == "TIFF"  # by Pillow, in load
@@ -147,6 +148,14 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
         orientation = _orientation(image)  # PNG has it after the pixels
         rgb = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     return DecodedImage(_planes(rgb), orientation, str(image.format).lower())
+
+
+def _decoded_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """The image's, or that of a TIFF's tile where it is larger: a tile is decoded whole."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.size
+    tile = (int(image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0)), int(image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)))
+    return max(image.size, tile, key=math.prod)
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:

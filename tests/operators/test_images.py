@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from prelabel.operators.images import ImageError, decode
+from prelabel.operators.images import ImageError, decode, pixels_in
 
 GRADIENT = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 """No two of its flips and turns look alike."""
@@ -203,6 +203,17 @@ def test_the_limit_is_the_callers_and_pillows_own_is_left_alone(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # two thirds of what Pillow refuses
     assert decode(data).height == 5
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_a_tile_is_decoded_whole_however_small_its_image():
+    tile = zlib.compress(bytes(64 * 64))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 64, 323: 64, 324: 134, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + tile
+    assert decode(data, max_pixels=64 * 64).height == 16
+    assert pixels_in(data) == 64 * 64
+    with pytest.raises(ImageError, match=r"too_large: 64 x 64 pixels"):
+        decode(data, max_pixels=64 * 64 - 1)
 
 
 def test_a_text_bomb_is_unreadable():
