@@ -9,6 +9,7 @@ TOOL_label-studio := 'label-studio>=1.23,<1.24'
 TOOL_fiftyone := 'fiftyone>=1.22'
 TOOL_ultralytics := 'ultralytics>=8.4'
 TESTS_datumaro := tests/tools/test_datumaro.py tests/tools/test_supervision.py
+TESTS_label-studio := tests/tools/test_real_label_studio.py
 TESTS_ultralytics := tests/tools/test_supervision.py
 
 .PHONY: help install demo test test-tools soak browser lint format benchmark clean
