@@ -10,6 +10,7 @@ and copies again.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from prelabel.pipeline.manifest import AMENDED, Manifest, checksum, to_json, unit_name, unit_number, waiting
 from prelabel.pipeline.portions import Portion
 from prelabel.pipeline.sources.base import Unit
-from prelabel.pipeline.storage import reaching
+from prelabel.pipeline.storage import Storage, reaching
 from prelabel.pipeline.writer import commit_of, write_parts
 from prelabel.schemas.errors import JobError
 from prelabel.schemas.tables import TABLES
@@ -53,6 +54,8 @@ def amend_unit(
         JobError: a part of the unit is missing or damaged.
     """
     began = perf_counter()
+    if unit in manifest.amended():  # by a task that died over it
+        put_in_place(manifest, unit)
     (old,) = manifest.commits([unit])
     again = tables["images"]["image_id"].combine_chunks()
     merged = {name: _merged(_read(manifest, old["parts"][name]), rows, again, name) for name, rows in tables.items()}
@@ -65,16 +68,30 @@ def amend_unit(
 
 
 def put_in_place(manifest: Manifest, unit: int) -> None:
-    """Copies the new parts of a unit, and its commit, to where they belong; once more if that was cut short."""
-    storage, name = manifest.storage, f"{AMENDED}/{unit_name(unit)}"
-    commit = manifest.amendment(unit)
-    paths = [part["path"] for part in commit["parts"].values()]
-    for path in paths:
-        storage.put(path, storage.read(waiting(path)))
-    manifest.commit(unit, commit)
-    storage.delete(name)
-    for path in paths:
-        storage.delete(waiting(path))
+    """Copies the new parts of a unit, and its commit, to where they belong; once more if that was cut short.
+
+    Another runner, taken over or taking over, may have removed what waits. If it is not in its place either, the old
+    rows stay.
+    """
+    storage, commit = manifest.storage, manifest.amendment(unit)
+    parts = list(commit["parts"].values())
+    new = [_new(storage, part) for part in parts]
+    if None not in new:
+        for part, data in zip(parts, new, strict=True):
+            storage.put(part["path"], data or b"")
+        manifest.commit(unit, commit)
+    storage.delete(f"{AMENDED}/{unit_name(unit)}")
+    for part in parts:
+        storage.delete(waiting(part["path"]))
+
+
+def _new(storage: Storage, part: dict[str, Any]) -> bytes | None:
+    """A new part: from where it waits, or from its place."""
+    for path in (waiting(part["path"]), part["path"]):
+        with suppress(FileNotFoundError):
+            if checksum(data := storage.read(path)) == part["sha256"]:
+                return data
+    return None
 
 
 def finish_amending(manifest: Manifest) -> None:

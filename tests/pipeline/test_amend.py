@@ -117,6 +117,37 @@ def test_whenever_the_process_dies_the_rows_are_the_old_or_the_new(job: Job) -> 
     assert seen == {False, True}
 
 
+@pytest.mark.parametrize("changes", range(9))
+def test_a_task_that_is_started_again_where_one_died_goes_on(job: Job, changes: int) -> None:
+    manifest, unit = begin(job)
+    again = (unit.number, mended(unit), metadata_of(job), {"rows": 1.0})
+    with pytest.raises(CrashError):
+        amend_unit(Manifest(Crashing(OUTPUT, changes)), *again)
+    amend_unit(manifest, *again)
+    assert validate(OUTPUT).is_proven
+    assert [row["status"] for row in rows()["images"]] == ["ok"] * len(rows()["images"])
+    assert not any("amended" in name for name in files_of(OUTPUT))
+
+
+@pytest.mark.parametrize("changes", range(3, 7))
+def test_what_waits_and_is_removed_by_another_runner_stops_nobody(job: Job, changes: int) -> None:
+    manifest, unit = begin(job)
+    before = rows()
+    with pytest.raises(CrashError):
+        amend_unit(Manifest(Crashing(OUTPUT, changes)), unit.number, mended(unit), metadata_of(job), {"rows": 1.0})
+    for name in manifest.storage.names("_manifest/amended"):
+        if name.endswith(".parquet"):
+            manifest.storage.delete(f"_manifest/amended/{name}")
+    finish_amending(manifest)
+    assert not manifest.storage.names("_manifest/amended")
+    if changes == 4:  # one part was in its place, and what was to be in the other's has gone: its unit is named
+        assert not validate(OUTPUT, fix=True).is_proven
+        assert unit.number not in manifest.committed()
+    else:
+        assert validate(OUTPUT).is_proven
+        assert (rows() == before) == (changes == 3)
+
+
 def parts_of(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name.endswith(".parquet")}
 
