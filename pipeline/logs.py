@@ -39,7 +39,9 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             told["traceback"] = self.formatException(record.exc_info)
-        return redacted(json.dumps(told, default=str))
+        # Before JSON writes backslashes into what is no English, and after, for what lies deeper.
+        shown = {name: redacted(value) if isinstance(value, str) else value for name, value in told.items()}
+        return redacted(json.dumps(shown, default=str))
 
 
 class _Lines(io.TextIOBase):

@@ -15,7 +15,9 @@ from urllib.parse import unquote
 HIDDEN = "***"
 """Stands for a secret in what is shown."""
 _USERINFO = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://)([^/\s\"<>\\]*)@", re.IGNORECASE)
-_PARAMETER = re.compile(r"([?&;#])([^=?&;#\s]+)=([^&#\s\"<>\\]*[^&#\s\"<>\\:,.;')\]}])")
+_PARAMETER = re.compile(
+    r"([?&;#])([^=?&;#\s]+)=((?:[^?&;#\s\"<>\\]|[?;](?![^=?&;#\s]+=))*[^?&#\s\"<>\\:,.;')\]}])"  # up to the next one
+)
 _SECRET = re.compile(
     r"(x-amz|x-goog|x-ms)-.*|.*(token|secret|passw|signature|credential|(api|access|account|private)[_-]?key).*"
     r"|sig|key|pwd|auth|jwt|policy|key-pair-id|awsaccesskeyid|googleaccessid",
