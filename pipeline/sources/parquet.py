@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from prelabel.pipeline.sources.base import READ_SCHEMA, ImageRef, Shard, Source, Unit
 from prelabel.pipeline.sources.names import escape
 from prelabel.pipeline.sources.shards import check_rows, check_unchanged, find_shards, open_parquet
-from prelabel.schemas.errors import SourceError
+from prelabel.schemas.errors import SourceError, redacted
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "bytes")
 KEY_NAMES = ("__key__", "key", "file_name", "filename", "path", "id")
@@ -151,7 +151,8 @@ def _keys(parquet: pq.ParquetFile, group: int, first: int, image: pa.Field) -> I
     for batch in parquet.iter_batches(_KEY_ROWS, row_groups=[group], columns=columns):
         names = [_key_values(batch, column, image) for column in columns]
         names.append(pa.array(_row_names(first, len(batch)), pa.large_binary()))
-        yield from (escape(key.decode("utf-8", "surrogateescape")) for key in pc.coalesce(*names).to_pylist())
+        keys = (escape(key.decode("utf-8", "surrogateescape")) for key in pc.coalesce(*names).to_pylist())
+        yield from (redacted(key) if "://" in key else key for key in keys)  # where an image once came from
         first += len(batch)
 
 

@@ -54,7 +54,7 @@ class UriSource(Source):
     def index(self, shard: Shard) -> Iterator[ImageRef]:
         """One image per URI; nothing is asked of the places that they name."""
         for row, uri in enumerate(self._uris(shard)):
-            yield ImageRef(_key(uri), row, 0)
+            yield ImageRef(_key(uri, shard), row, 0)
 
     def read(self, unit: Unit) -> pa.Table:
         """The bytes behind the URIs, read a few at a time."""
@@ -70,7 +70,7 @@ class UriSource(Source):
             return unit.keys
         rows = islice(self._uris(unit.shard), int(unit.offsets[0]), int(unit.offsets[-1]) + 1)
         keys = [escape(uri) for uri in rows]
-        if [_key(unescape(key)) for key in keys] != unit.keys:
+        if [_key(unescape(key), unit.shard) for key in keys] != unit.keys:
             raise SourceError(
                 f"{unit.shard.uri} has changed since the plan was made: give its signed URLs new signatures in their "
                 "old places, or start a new job"
@@ -110,8 +110,9 @@ def find_column(shard: Shard, names: list[str], wanted: str | None) -> str:
     raise SourceError(f"{shard.uri}: {problem}; name one with --image-column: {', '.join(names) or 'there is none'}")
 
 
-def _key(uri: str) -> str:
-    return redacted(escape(uri)) if "://" in uri else escape(uri)
+def _key(uri: str, shard: Shard) -> str:
+    """Its secrets hidden, also where it is relative to a list on a server; a disk's names are as they are."""
+    return redacted(escape(uri)) if "://" in uri + shard.uri else escape(uri)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ _PASSING_STATUS = (408, 425, 429)  # "not now" among the refusals
 _NOT_PUBLIC = "not on a public address"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
 
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: beyond it are ways into networks of one's own
+
 
 class UnreachableError(OSError):
     """There is no connection to a host: its name is not known, or it does not answer."""
@@ -125,8 +127,11 @@ def _public_socket(address: Any) -> socket.socket:
 
 def _is_public(host: str) -> bool:
     address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address in _NAT64):
-        address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped or address in _NAT64:
+            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        elif address not in _GLOBAL_UNICAST or address.sixtofour:
+            return False
     return address.is_global and not address.is_multicast
 
 

@@ -119,6 +119,8 @@ def test_addresses_that_are_not_public_are_refused_also_behind_a_redirect(site: 
     ("host", "is_public"),
     [("93.184.216.34", True), ("2606:4700::1111", True), ("127.0.0.1", False), ("::1", False), ("10.1.2.3", False),
      ("169.254.169.254", False), ("fe80::1%eth0", False), ("::ffff:10.0.0.1", False), ("64:ff9b::7f00:1", False),
+     ("64:ff9b:1::7f00:1", False), ("2002:7f00:1::", False), ("fec0::1", False), ("::127.0.0.1", False),
+     ("::ffff:0:127.0.0.1", False), ("64:ff9b::808:808", True),
      ("100.64.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("fd00:ec2::254", False)],
 )  # fmt: skip
 def test_public_addresses(host: str, is_public: bool) -> None:
@@ -180,6 +182,17 @@ def test_a_list_on_a_web_server_leads_to_web_servers_alone(site: Loopback) -> No
         source = open_source(f"{site.url}/list.txt", options)
         (unit,) = units_of(source)
         assert source.read(unit)["error_code"].to_pylist() == expected
+
+
+def test_secrets_of_names_relative_to_a_list_on_a_server_are_in_no_plan(site: Loopback) -> None:
+    path, data = next(iter(IMAGES.items()))
+    site.files["/list.txt"] = f"{path[1:]}?sig=S3CRET".encode()
+    source = open_source(f"{site.url}/list.txt", HERE)
+    (unit,) = units_of(source)
+    assert unit.keys == [f"{path[1:]}?sig=***"]
+    found = source.read(unit)
+    assert found["bytes"].to_pylist() == [data]
+    assert "S3CRET" not in str(found.drop_columns("bytes").to_pydict())
 
 
 def test_signed_urls_are_in_no_plan_and_may_be_signed_anew(site: Loopback, tmp_path: Path) -> None:

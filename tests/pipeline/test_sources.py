@@ -362,6 +362,12 @@ def test_parquet_keys_and_nulls(root: str) -> None:
     assert rows[3]["uri"].endswith("/x.parquet#row=3")
 
 
+def test_keys_of_a_table_hold_no_secret(tmp_path: Path) -> None:
+    signed = "https://me:pw@host/x.jpg?sig=S3CRET&w=1"
+    write_table(f"{tmp_path}/x.parquet", pa.table({"image": pa.array([X]), "path": [signed]}))
+    assert [row["key"] for row in read(f"{tmp_path}/x.parquet")] == ["https://***@host/x.jpg?sig=***&w=1"]
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
 def test_parquet_column_is_found_by_type(kind: pa.DataType, tmp_path: Path) -> None:
     path, data = tmp_path / "x.parquet", pa.array([X, X], kind)
