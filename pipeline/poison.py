@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from prelabel.pipeline.portions import Portion, Skip
+from prelabel.pipeline.portions import HARMLESS, Portion, Skip
 
 MOST_PIECES = 16
 """Of a unit: more that kill their workers, and the fault is not the images'."""
@@ -57,23 +57,21 @@ class Suspect:
 
 def search(suspects: Sequence[Suspect], probe: Probe) -> None:
     """Fills in `found` and `why_not`; all suspects are halved at once, since every trial loads the models again."""
-    tried: set[int] = set()
     while open_ones := [one for one in suspects if one.pieces]:
         portions = [one.portion.only(piece) for one in open_ones for piece in one.pieces]
-        # When single images are accused, a portion without any must live under the same conditions.
-        controls = [one for one in open_ones if id(one) not in tried and any(len(piece) == 1 for piece in one.pieces)]
-        tried |= set(map(id, controls))
+        # Whenever single images are accused, one that harms nobody must live under the same conditions.
+        controls = [one for one in open_ones if any(len(piece) == 1 for piece in one.pieces)]
         outcomes = iter(probe([*portions, *map(_control, controls)]))
         for one in open_ones:
             one.learn([next(outcomes) for _ in one.pieces])
         for one, died in zip(controls, outcomes, strict=True):
             if died:
-                one.give_up("a worker that is given no image dies as well")
+                one.give_up("a worker that is given a harmless image dies as well")
 
 
 def _control(suspect: Suspect) -> Portion:
     image_id = suspect.portion.image_ids[0]
-    return suspect.portion.only([image_id]).without({image_id: Skip("crashed_worker", unread=True)})
+    return suspect.portion.only([image_id]).without({image_id: HARMLESS})
 
 
 def _halves(ids: tuple[int, ...]) -> list[tuple[int, ...]]:

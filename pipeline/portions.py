@@ -25,6 +25,11 @@ class Skip(NamedTuple):
     unread: bool = False
 
 
+HARMLESS = Skip("harmless", unread=True)
+"""In a trial: a gray image takes the place of this one."""
+_GRAY = b"P6 640 480 255 " + b"\x80" * (640 * 480 * 3)
+
+
 @dataclass(frozen=True)
 class Portion:
     """Images of one unit that are worked together.
@@ -98,7 +103,8 @@ class Portion:
     def _unread(self, image_id: int) -> pa.Table:
         """Where an image's bytes are not looked for, its source can't say its URI."""
         key = self.unit.keys[image_id - self.unit.first_image_id]
-        row = {"image_id": image_id, "key": key, "uri": f"{self.unit.shard.uri}#{key}", **self._failure(image_id)}
+        what = {"bytes": _GRAY} if self._why(image_id) == HARMLESS else self._failure(image_id)
+        row = {"image_id": image_id, "key": key, "uri": f"{self.unit.shard.uri}#{key}", **what}
         return pa.Table.from_pylist([row], schema=READ_SCHEMA)
 
     def _failure(self, image_id: int) -> dict[str, Any]:

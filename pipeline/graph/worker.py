@@ -74,8 +74,9 @@ def failure_recorded(work: Work, unit: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # What a disk or a network answers may change; what a shard or a model says of an image does not.
-        final = not isinstance(error, OSError)
+        # What a disk or a network answers may change, and how much memory there is; what a shard or a model says of an
+        # image does not.
+        final = not isinstance(error, (OSError, MemoryError))
         failure = {"unit": unit, "error": type(error).__name__, "message": str(error), "final": final}
         work.counter.fail.remote(failure)
         if work.output:

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 from PIL import Image
 from shards import units_of, write_files
 
+from prelabel.operators.images import decode
 from prelabel.pipeline import Job, graph, open_dataset, resume, run
 from prelabel.pipeline.graph.count import LEAST_JUDGED, Count
+from prelabel.pipeline.graph.worker import failure_recorded
 from prelabel.pipeline.poison import MOST_PIECES, Suspect, search
 from prelabel.pipeline.portions import Portion, Skip, runs_of
 from prelabel.pipeline.sources import open_source
@@ -82,13 +85,43 @@ def test_images_that_were_under_way_when_time_ran_out_are_tried_first() -> None:
     assert trials.rounds == 1
 
 
-@pytest.mark.parametrize(("images", "reason"), [(512, f"more than {MOST_PIECES} pieces"), (4, "no image dies as well")])
+@pytest.mark.parametrize(("images", "reason"), [(512, f"more than {MOST_PIECES} pieces"), (4, "image dies as well")])
 def test_workers_that_die_whatever_they_do_are_not_the_images_fault(images: int, reason: str) -> None:
     suspect, trials = Suspect.of(portion_of(images)), Trials(set(), always=True)
     search([suspect], trials)
     assert suspect.found == {}
     assert reason in suspect.why_not
     assert trials.deaths <= 4 * MOST_PIECES
+
+
+def test_a_shortage_that_comes_late_is_not_the_images_fault_either() -> None:
+    """Of 3 images one is tried alone in the first round, the others in the second."""
+    suspect, trials = Suspect.of(portion_of(3)), Trials({101})
+
+    def probe(portions: Sequence[Portion]) -> list[Skip | None]:
+        trials.always = trials.rounds == 1
+        return trials(portions)
+
+    search([suspect], probe)
+    assert suspect.found == {}
+    assert "harmless image dies as well" in suspect.why_not
+
+
+def test_the_control_is_an_image_that_is_looked_at(tmp_path: Path) -> None:
+    write_files(str(tmp_path), {"0.png": b"poison"})
+    source = open_source(str(tmp_path))
+    (unit,) = units_of(source)
+    controls: list[Portion] = []
+
+    def probe(portions: Sequence[Portion]) -> list[Skip | None]:
+        controls.append(portions[-1])
+        return [DEAD, None]
+
+    search([suspect := Suspect.of(Portion.whole(unit))], probe)
+    assert suspect.found == {0: DEAD}
+    (row,) = controls[0].read(source).to_pylist()
+    assert row["error_code"] is None
+    assert decode(row["bytes"]).pixels.shape == (3, 480, 640)
 
 
 def test_images_left_out_are_rows_and_need_not_be_read(tmp_path: Path) -> None:
@@ -119,6 +152,15 @@ def test_too_many_failed_images_end_a_run(most: int | str, images: int, failed: 
     assert count.begin(0, 0)
     count.add(0, images - 2, failed - 1, 0.0)
     assert count.begin(1, 0) == (not stops)
+
+
+@pytest.mark.parametrize(("error", "final"), [(OSError("x"), False), (MemoryError(), False), (ValueError("x"), True)])
+def test_a_unit_is_given_up_for_what_does_not_pass(error: Exception, final: bool) -> None:
+    told: list[dict[str, Any]] = []
+    work: Any = SimpleNamespace(output="", counter=SimpleNamespace(fail=SimpleNamespace(remote=told.append)))
+    with pytest.raises(type(error)), failure_recorded(work, 3):
+        raise error
+    assert [(failure["unit"], failure["final"]) for failure in told] == [(3, final)]
 
 
 # Whole jobs
