@@ -114,6 +114,8 @@ def _read_remote(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     except (*FINAL_ERRORS, ValueError, RefusedError, TooLargeError):
         raise
     except Exception as error:
+        if type(error).__name__ == "ParamValidationError":  # botocore's, of a name that no bucket can have
+            raise RefusedError(one_line(error)) from error
         status = getattr(error, "status", None)
         if status == 410:
             raise FileNotFoundError(path) from error

@@ -89,7 +89,10 @@ class WebReader:
 
     def fetch(self, url: str) -> Fetched:
         """As `fetch`; a refusal concerns this image alone, unless its URL is a signed one."""
-        host = urlsplit(url).netloc.rpartition("@")[2]
+        try:
+            host, _ = urlsplit(url).netloc.rpartition("@")[2], urlsplit(url).port
+        except ValueError as error:
+            return Fetched(None, "read_error", f"{redacted(url)}: no web address: {error}")
         if host in self._unreachable:
             return Fetched(None, "read_error", self._unreachable[host])
         try:

@@ -79,6 +79,11 @@ def test_what_does_not_pass_ends_the_unit_or_the_image(site: Loopback, tmp_path:
         rows(tmp_path, [f"{one}?sig=S3CRET"])
 
 
+@pytest.mark.parametrize("address", ["http://[::1", "http://[x]/a.png", "http://h:99999/a.png", "http://h:port/a.png"])
+def test_what_is_no_address_costs_itself_alone(address: str, site: Loopback, tmp_path: Path) -> None:
+    assert codes(tmp_path, [address, site.url + next(iter(IMAGES))]) == ["read_error", None]
+
+
 def test_no_more_is_read_than_allowed(site: Loopback, tmp_path: Path) -> None:
     site.files["/giant.png"] = bytes(5_000_000)
     options = replace(HERE, max_image_bytes=10_000)

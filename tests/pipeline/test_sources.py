@@ -63,6 +63,10 @@ def error(url: object, options: SourceOptions | None = None) -> str:
     return str(caught.value)
 
 
+class ParamValidationError(Exception):
+    """As botocore's."""
+
+
 class ServerError(Exception):
     """As an HTTP client's: not an OSError, with the server's status."""
 
@@ -279,7 +283,7 @@ def test_a_disk_that_fails_for_now_makes_no_image_missing(
     [
         (PermissionError("403"), SourceError), (OSError("reset"), OSError), (FileNotFoundError(), "missing"),
         (ServerError(503), OSError), (ServerError(429), OSError), (ServerError(403), "read_error"),
-        (ServerError(410), "missing"),
+        (ServerError(410), "missing"), (ParamValidationError("Invalid bucket name"), "read_error"),
     ],
 )  # fmt: skip
 def test_answers_of_a_bucket(failure: Exception, outcome: object, monkeypatch: pytest.MonkeyPatch) -> None:
