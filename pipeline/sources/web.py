@@ -90,7 +90,8 @@ class WebReader:
     def fetch(self, url: str) -> Fetched:
         """As `fetch`; a refusal concerns this image alone, unless its URL is a signed one."""
         try:
-            host, _ = urlsplit(url).netloc.rpartition("@")[2], urlsplit(url).port
+            parts = urlsplit(url)
+            host, _ = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", parts.port
         except ValueError as error:
             return Fetched(None, "read_error", f"{redacted(url)}: no web address: {error}")
         if host in self._unreachable:
@@ -165,6 +166,6 @@ def _raise_sorted(error: BaseException, url: str) -> NoReturn:
         raise RefusedError(f"{_NOT_PUBLIC}; --allow-private-addresses allows it") from None
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         raise UnreachableError(text) from None
-    if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):  # a redirect may lead there
+    if isinstance(error, (ValueError, aiohttp.NonHttpUrlClientError)):  # of a host's name; a redirect may lead there
         raise RefusedError(f"no web address: {one_line(error)}") from None
     raise OSError(text) from None

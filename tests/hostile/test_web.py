@@ -79,9 +79,23 @@ def test_what_does_not_pass_ends_the_unit_or_the_image(site: Loopback, tmp_path:
         rows(tmp_path, [f"{one}?sig=S3CRET"])
 
 
-@pytest.mark.parametrize("address", ["http://[::1", "http://[x]/a.png", "http://h:99999/a.png", "http://h:port/a.png"])
+@pytest.mark.parametrize(
+    "address",
+    ["http://[::1", "http://[x]/a.png", "http://h:99999/a.png", "http://h:port/a.png", "http://:80/a.png",
+     "http://a..b/", f"http://{'a' * 70}.com/", "http://\u200b.com/", "http://h\\@g/a.png"],
+)  # fmt: skip
 def test_what_is_no_address_costs_itself_alone(address: str, site: Loopback, tmp_path: Path) -> None:
-    assert codes(tmp_path, [address, site.url + next(iter(IMAGES))]) == ["read_error", None]
+    path = next(iter(IMAGES))
+    assert codes(tmp_path, [address, site.url + path]) == ["read_error", None]
+    site.faults = {"/elsewhere": [address] * 9}
+    if address.isascii():
+        assert codes(tmp_path, [f"{site.url}/elsewhere", site.url + path]) == ["read_error", None]
+
+
+def test_a_site_without_https_costs_the_images_there_alone(site: Loopback, tmp_path: Path) -> None:
+    path = next(iter(IMAGES))
+    secure = site.url.replace("http", "https") + path
+    assert codes(tmp_path, [site.url + path, secure, site.url + path]) == [None, "read_error", None]
 
 
 def test_no_more_is_read_than_allowed(site: Loopback, tmp_path: Path) -> None:
