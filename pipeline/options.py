@@ -65,7 +65,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {one_line(error)}") from error
+        raise UserError(f"--config {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected lines like `model: torchvision:...`")
     try:

@@ -166,7 +166,7 @@ class Runtime(_Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     cpus_per_worker: Positive | None = None
     batch_size: Positive | None = None
-    address: str | None = None
+    address: Url | None = None
     image_timeout: Annotated[float, Field(gt=0, le=1e6)] = 600
     max_failed: int | str | None = None
     max_failed_units: Positive = 100

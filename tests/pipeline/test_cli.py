@@ -130,6 +130,11 @@ def test_whole_job_may_come_from_a_file(prelabel: Prelabel, jobs: list[Job]) -> 
     assert (job.labels.tasks, job.labels.include) == (("detect",), ("*.foo",))
 
 
+def test_a_file_that_is_no_file_shows_no_secret(prelabel: Prelabel) -> None:
+    ended = prelabel("run", "--config", "https://me:S3CRET@host/job.yaml")
+    assert (ended.code, "No such file" in ended.err, "S3CRET" in ended.err) == (2, True, False)
+
+
 def test_whole_job_may_come_from_the_environment(
     prelabel: Prelabel, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ def test_the_rest_stays_as_it_is(text: str) -> None:
     assert redacted(text) == text
 
 
-@pytest.mark.parametrize("option", ["sources", "output", "weights", "categories"])
+@pytest.mark.parametrize("option", ["sources", "output", "weights", "categories", "address"])
 def test_a_job_holds_no_secret(option: str) -> None:
     given = {"sources": "s3://b/x", "output": "o", "model": "f:n"} | {option: "https://me:S3CRET@host/x"}
     with pytest.raises(PrelabelError, match=f"--{option}: https://.*@host/x holds a secret, .*environment") as caught:
