@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from pyarrow.fs import FSSpecHandler, PyFileSystem
+from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from prelabel.pipeline.manifest import Manifest, waiting
 from prelabel.pipeline.storage import Storage
@@ -84,7 +84,8 @@ class LabelDataset:
 
     def _over(self, name: str, parts: list[str]) -> ds.Dataset:
         paths = [self.storage.path(part) for part in parts]
-        files = PyFileSystem(FSSpecHandler(self.storage.fs))
+        # Arrow's own where it can be: calling back into Python, it swallows a Ctrl-C that comes just then
+        files = LocalFileSystem() if self.storage.is_local else PyFileSystem(FSSpecHandler(self.storage.fs))
         return ds.FileSystemDataset.from_paths(paths, schema=TABLES[name], format=_format(), filesystem=files)
 
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -121,8 +121,8 @@ class Project:
     def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Any:
         data = None if body is None else orjson.dumps(body)
         headers = headers | {"Content-Type": "application/json", "Accept": "application/json"}
-        request = urllib.request.Request(self._server + path, data, headers, method=method)
         try:
+            request = urllib.request.Request(self._server + path, data, headers, method=method)
             with self._opener.open(request, timeout=PATIENCE) as response:
                 return orjson.loads(response.read())
         except HTTPError as error:
@@ -184,14 +184,24 @@ def upload(folder: str, project: Project, progress: Callable[[int], object] = in
         configured = project.configure(storage.read("config.xml").decode())
     before, sent, there = set(project.identities()), 0, 0
     for name in names:
-        with reaching(f"read {storage.path(name)}"):
-            tasks = orjson.loads(storage.read(name))
+        tasks = _tasks(storage, name)
         missing = [task for task in tasks if identity(task) not in before]
         if missing:
             project.add(missing)
         sent, there = sent + len(missing), there + len(tasks) - len(missing)
         progress(len(tasks))
     return UploadSummary(project.url, sent, there, configured)
+
+
+def _tasks(storage: Storage, name: str) -> list[Row]:
+    with reaching(f"read {storage.path(name)}"):
+        text = storage.read(name)
+    try:
+        tasks: list[Row] = orjson.loads(text)
+        [*map(identity, tasks)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{storage.path(name)} is no list of tasks: export once more") from error
+    return tasks
 
 
 def identity(task: Row) -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from jobs import CATEGORIES, FAILED, pending, tables_of, write_images, write_job
+from pyarrow.fs import PyFileSystem
 
 from prelabel.pipeline.dataset import open_dataset
 from prelabel.pipeline.manifest import COMMITS, unit_name
@@ -117,3 +118,9 @@ def test_commit_of_a_dataset_that_is_open_does_not_change_it(source: str, output
     Storage(output).delete(f"{COMMITS}/{unit_name(1)}")
     assert dataset.table("images").count_rows() == 7
     assert open_dataset(output).table("images").count_rows() == 4
+
+
+def test_parts_on_a_disk_are_read_without_python(tmp_path: Path) -> None:
+    """What Arrow calls back into swallows the KeyboardInterrupt that it meets there: Ctrl-C would do nothing."""
+    labels = write_job(write_images(f"{tmp_path}/images", 2), f"{tmp_path}/labels")
+    assert not isinstance(labels.table("images").filesystem, PyFileSystem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -152,11 +153,20 @@ def test_command_says_what_was_sent(tasks: str, server: Server, monkeypatch: pyt
     assert "LABEL_STUDIO_API_KEY is not set" in str(done.exception)
 
 
+@pytest.mark.parametrize("text", ["[", "null", "[5]", "[{}]", '[{"data": 5}]'])
+def test_file_of_something_else_is_one_line(text: str, tasks: str, tmp_path: Path, server: Server) -> None:
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    (folder / "tasks-000001.json").write_text(text)
+    with pytest.raises(UserError, match=r"tasks-000001\.json is no list of tasks: export once more"):
+        upload(str(folder), Project(server.url, "legacy"))
+
+
 def test_what_can_not_be_sent_is_one_line(tasks: str, tmp_path: Path) -> None:
     for url in ("http://host/", "ftp://host/projects/3", "http://host/projects/x"):
         with pytest.raises(UserError, match="is no Label Studio project"):
             Project(url, "t")
-    with pytest.raises(JobError, match=r"can't be reached: .*; the same command goes on"):
-        upload(tasks, Project("http://127.0.0.1:9/projects/3", "t"))
+    for url in ("http://127.0.0.1:9/projects/3", "http://[/projects/3"):
+        with pytest.raises(JobError, match=r"can't be reached: .*; the same command goes on"):
+            upload(tasks, Project(url, "t"))
     with pytest.raises(UserError, match="has no task files"):
         upload(str(tmp_path), Project("http://127.0.0.1:9/projects/3", "t"))
