@@ -173,6 +173,8 @@ def find_images(named: Sequence[Named], job: LabelDataset) -> dict[int, int]:
             _look(job, look(), found, named)
     if len(found) < len(named):
         missing = set(range(len(named))).difference(found.values())
+        names = {named[place].key for place in missing}
+        check_names_differ(one.key for one in named if one.key in names)
         raise UserError(
             f"{len(missing):,} images of the document are not in {job.url}, such as {named[min(missing)].key!r:.99}: "
             "give the job that was exported, or none"

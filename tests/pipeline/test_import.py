@@ -262,6 +262,13 @@ def test_document_of_other_images_is_one_line(change: Row, message: str, tmp_pat
         imported(document, tmp_path, labels)
 
 
+def test_image_that_is_there_twice_is_one_line(labels: LabelDataset, tmp_path: Path) -> None:
+    document = exported(labels, tmp_path / "a.json")
+    document["images"].append(document["images"][0] | {"id": 999})
+    with pytest.raises(UserError, match="has 2 images of the name"):
+        imported(document, tmp_path, labels)
+
+
 def test_short_name_that_may_be_two_images_is_one_line(labels: LabelDataset, tmp_path: Path) -> None:
     document = document_of([]) | {"images": [{"id": 99, "file_name": "b.png", "height": HEIGHT, "width": WIDTH}]}
     with pytest.raises(UserError, match=r"'b.png' may be 'a/b.png' or 'c/b.png' of .*: give file names that are keys"):
