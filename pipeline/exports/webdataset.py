@@ -18,6 +18,7 @@ from prelabel.pipeline.image_bytes import check_not_linked, with_bytes
 from prelabel.pipeline.image_files import ImageFiles, safe_name
 from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import writing, writing_folder
+from prelabel.schemas.categories import CategorySet
 
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 10**9
@@ -47,7 +48,9 @@ class WebDataset(Exporter):
         shards: list[dict[str, Any]] = []
         with writing_folder(to) as folder:
             found = with_bytes(labeled_images(dataset, *self.tables), dataset, images)
-            members = (_members(*one, images) for one in found if one[2] is not None or not images.are_put)
+            members = (
+                _members(*one, images, dataset.categories) for one in found if one[2] is not None or not images.are_put
+            )
             for number, some in groupby(_cut(members), key=itemgetter(0)):
                 name = f"shard-{number:05d}.tar"
                 shards.append({"name": name} | _write_tar(f"{folder}/{name}", some))
@@ -60,10 +63,14 @@ class WebDataset(Exporter):
 
 
 def _members(
-    image: Mapping[str, Any], rows: dict[str, list[Row]], data: bytes | None, files: ImageFiles
+    image: Mapping[str, Any],
+    rows: dict[str, list[Row]],
+    data: bytes | None,
+    files: ImageFiles,
+    categories: CategorySet,
 ) -> tuple[int, list[Member]]:
     """How many labels an image has, and its files."""
-    labels = image["labels"] and _labels(image["labels"])
+    labels = image["labels"] and _labels([one for one in image["labels"] if one["category_id"] in categories])
     about = {name: image[name] for name in ("image_id", "width", "height")}
     about |= {"file_name": image["key"], "url": files.url(image), "labels": labels}
     if image["orientation"] != 1:

@@ -71,6 +71,13 @@ def test_each_image_has_its_labels_beside_it(labels: LabelDataset, tmp_path: Pat
                 assert found.get(name) == row[name]
 
 
+def test_labels_of_images_are_of_the_selected_categories(labels: LabelDataset, tmp_path: Path) -> None:
+    exporter_of("webdataset").write(labels.select(categories=["person"]), f"{tmp_path}/out")
+    read = [json.loads(files["json"]) for files in pairs_of(tmp_path / "out" / "shard-00000.tar")]
+    assert len(read) == len(KEYS) - 1
+    assert {label["category"] for one in read for label in one["annotations"] + one.get("labels", [])} == {"person"}
+
+
 def test_shards_are_cut_by_number_and_size(
     labels: LabelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
