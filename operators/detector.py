@@ -24,7 +24,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
-from prelabel.operators.devices import settled, torch_device
+from prelabel.operators.devices import torch_device
 from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.schemas.categories import CategorySet, label_map, numbered
 from prelabel.schemas.errors import ModelError, one_line
@@ -80,7 +80,7 @@ class DetectorModel(Model):
         """
         self.name, self.digest = name, digest
         self.device = torch_device(device)
-        self.network = settled(network, self.device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
         self.score_threshold = _set_threshold(network, score_threshold)
         self.categories, self._category_ids = _categories(name, categories, num_classes(network))
         self._num_keypoints = _num_keypoints(name, network, self.categories)

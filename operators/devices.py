@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from prelabel.schemas.errors import ModelError
 
@@ -14,8 +13,3 @@ def torch_device(name: str) -> torch.device:
     if name.startswith("cuda") and not available:
         raise ModelError(f"device {name!r}: torch sees no GPU here: take --device cpu, or a torch built for CUDA")
     return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
-
-
-def settled(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on the device, to predict only; the channels of a pixel lie together, as convolutions like it."""
-    return network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
