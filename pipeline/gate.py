@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.validate.manifest import PlannedUnit
@@ -33,8 +34,18 @@ class GatedDataset(LabelDataset):
     """A job's labels as `batches` gives them, a part at a time, each checked before its rows go out.
 
     What `prelabel validate` proves of rows holds of them: runs fill their image, areas and boxes follow from the runs,
-    segments share no pixel, ids are unique and in order. Boxes of models that do not clip end at the image's borders.
+    segments share no pixel, ids are unique and in order. Boxes of models that do not clip end at the image's borders,
+    and keypoints outside of it are not placed: zeros.
     """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._beyond: dict[int, int] = {}
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the labels that have passed."""
+        beyond = sum(self._beyond.values())
+        return (f"{beyond:,} keypoints are left out: they lie outside of their images",) if beyond else ()
 
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """As `LabelDataset.batches`.
@@ -53,6 +64,10 @@ class GatedDataset(LabelDataset):
                     row = int(wrong.rows[0])
                     raise JobError(f"{part} row {row}: {wrong.say(row)}; `prelabel validate {self.url}` finds all")
             rows = rows if name == "images" else _clipped(rows, images)
+            if name == "annotations":
+                rows, beyond = _placed(rows, images)
+                if beyond:
+                    self._beyond[unit] = beyond  # an export may read a table twice
             yield from rows.select(columns or TABLES[name].names).to_batches()
 
     def gated(self) -> GatedDataset:
@@ -86,8 +101,7 @@ def _clipped(rows: pa.Table, images: pa.Table) -> pa.Table:
     """The rows with boxes that end at the borders of their images."""
     box = rows["bbox"].combine_chunks()
     sides = np.stack([side.to_numpy() for side in box.flatten()], axis=1).astype(np.float64)
-    place = np.searchsorted(images["image_id"].to_numpy(), rows["image_id"].to_numpy())
-    most = np.stack([images[side].fill_null(0).to_numpy()[place] for side in ("width", "height")], axis=1)
+    most = _borders(rows, images)
     start, end = sides[:, :2], sides[:, :2] + sides[:, 2:]
     outside: np.ndarray = np.any((start < -ROUNDING) | (end > most + ROUNDING), axis=1)
     if not outside.any():
@@ -100,6 +114,28 @@ def _clipped(rows: pa.Table, images: pa.Table) -> pa.Table:
         return rows
     boxed = outside & rows["segmentation"].is_null().to_numpy()
     return _with(rows, "area", pa.array(np.where(boxed, sides[:, 2] * sides[:, 3], rows["area"].to_numpy())))
+
+
+def _placed(rows: pa.Table, images: pa.Table) -> tuple[pa.Table, int]:
+    """The rows without keypoints outside of their images, and how many there were."""
+    lists = rows["keypoints"].combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    points = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, 3).copy()
+    most = np.repeat(_borders(rows, images), lengths // 3, axis=0)
+    inside = ((points[:, :2] >= -ROUNDING) & (points[:, :2] <= most + ROUNDING)).all(1)
+    outside = (points[:, 2] > 0) & ~inside
+    if not outside.any():
+        return rows, 0
+    points[outside] = 0
+    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+    column = pa.ListArray.from_arrays(offsets, pa.array(points.ravel()), mask=lists.is_null())
+    return _with(rows, "keypoints", column), int(outside.sum())
+
+
+def _borders(rows: pa.Table, images: pa.Table) -> np.ndarray:
+    """int (N, 2): width and height of each row's image."""
+    place = np.searchsorted(images["image_id"].to_numpy(), rows["image_id"].to_numpy())
+    return np.stack([images[side].fill_null(0).to_numpy()[place] for side in ("width", "height")], axis=1)
 
 
 def _with(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:

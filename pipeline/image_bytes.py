@@ -9,7 +9,7 @@ from prelabel.operators.threads import map_ahead
 from prelabel.pipeline.image_files import ImageFiles, Row
 from prelabel.pipeline.originals import Originals
 from prelabel.pipeline.selection import Labels
-from prelabel.schemas.errors import SourceError, UserError, one_line
+from prelabel.schemas.errors import SourceError, UserError
 
 THREADS = 16
 AHEAD_BYTES = 64 * 2**20
@@ -46,7 +46,9 @@ def with_bytes(
 
     for image, labels, data in map_ahead(read, labeled, THREADS, 2 * THREADS, size, AHEAD_BYTES):
         if isinstance(data, SourceError):
-            files.failures.append(one_line(data))
+            files.tell(data)
             yield image, labels, None
         else:
+            files.tell(None)
             yield image, labels, data
+    files.check_any()

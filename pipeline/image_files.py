@@ -49,7 +49,8 @@ class ImageFiles:
         if how not in ("none", "copy", "link") and "/" not in how:
             raise UserError(f"--images takes copy, link, none or a URL that names are appended to, not {how!r}")
         self._how, self._dataset = how, dataset
-        self.failures: list[str] = []
+        self._failures, self._first_failure, self._there = 0, "", 0
+        self._counting = threading.Lock()
 
     @property
     def are_put(self) -> bool:
@@ -105,22 +106,26 @@ class ImageFiles:
     def into(self, folder: str) -> Iterator[Put]:
         """What puts images into a folder: a function of an image's row and its name there.
 
-        Several are fetched at a time; all are there when the block ends, but for those in `failures`.
+        Several are fetched at a time; all are there when the block ends, but for those that `notes` counts.
 
         Raises:
             UserError: they are to be linked, and are no files of this machine.
+            SourceError: not one can be read.
         """
         if not self.are_put:
             yield lambda image, name: None
             return
-        storage, free, failed = Storage(folder), threading.Semaphore(2 * THREADS), self.failures
+        storage, free = Storage(folder), threading.Semaphore(2 * THREADS)
         put = self._link if self._how == "link" else self._copy
         errors: list[BaseException] = []
 
         def done(future: Future[None]) -> None:
             free.release()
-            if error := future.exception():
-                (failed.append(one_line(error)) if isinstance(error, SourceError) else errors.append(error))
+            error = future.exception()
+            if error is None or isinstance(error, SourceError):
+                self.tell(error)
+            else:
+                errors.append(error)
 
         with ThreadPoolExecutor(THREADS) as pool:
 
@@ -133,6 +138,19 @@ class ImageFiles:
             yield submit
         if errors:
             raise errors[0]
+        self.check_any()
+
+    def tell(self, error: SourceError | None) -> None:
+        """Counts an image that was put, or could not be."""
+        with self._counting:
+            self._there += error is None
+            self._failures += error is not None
+            self._first_failure = self._first_failure or one_line(error or "")
+
+    def check_any(self) -> None:
+        """Raises SourceError where all images were missing: that is no accident."""
+        if self._failures and not self._there:
+            raise SourceError(f"none of {self._failures:,} images can be copied: {self._first_failure}")
 
     @contextmanager
     def beside(self, document: str) -> Iterator[Callable[[Batches], Batches]]:
@@ -174,9 +192,9 @@ class ImageFiles:
 
     def notes(self) -> tuple[str, ...]:
         """What to say of the images that could not be put."""
-        if not self.failures:
+        if not self._failures:
             return ()
-        return (f"{len(self.failures):,} images could not be copied, such as: {self.failures[0]}",)
+        return (f"{self._failures:,} images could not be copied, such as: {self._first_failure}",)
 
 
 def _split_name(image: Row) -> tuple[str, str]:

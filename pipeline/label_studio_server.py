@@ -181,7 +181,7 @@ def upload(folder: str, project: Project, progress: Callable[[int], object] = in
         names = [name for name in storage.names("") if re.fullmatch(r"tasks-\d+\.json", name)]
         if not names or not storage.exists("config.xml"):
             raise UserError(f"{storage.url} has no task files: give what `prelabel export label-studio` wrote")
-        configured = project.configure(storage.read("config.xml").decode())
+        configured = project.configure(storage.read("config.xml").decode(errors="replace"))
     before, sent, there = set(project.identities()), 0, 0
     for name in names:
         tasks = _tasks(storage, name)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+from prelabel.pipeline.gate import GatedDataset
 from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import check_absent
@@ -62,8 +63,10 @@ class Exporter(ABC):
             kind = self.tables[0]
             raise UserError(f"{dataset.url} has no {wanted.get(kind, kind)}")
         files = ImageFiles(images, dataset)
-        written = self.export(cast(Labels, _Told(dataset.gated(), progress)), to, files)
-        return ExportSummary(written.to, written.images, written.annotations, (*written.notes, *files.notes()))
+        labels = dataset.gated()
+        written = self.export(cast(Labels, _Told(labels, progress)), to, files)
+        notes = (*written.notes, *cast(GatedDataset, labels.origin).notes(), *files.notes())
+        return ExportSummary(written.to, written.images, written.annotations, notes)
 
     @abstractmethod
     def export(self, dataset: Labels, to: str, images: ImageFiles) -> ExportSummary:

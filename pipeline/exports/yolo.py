@@ -151,10 +151,8 @@ class Poses(Boxes):
         found = np.array(row["keypoints"] or [], np.float64).reshape(-1, 3)
         points[: len(found)] = found
         points[:, :2] /= _size(image)
-        placed = points[:, 2] > 0
-        inside = ((points[:, :2] >= 0) & (points[:, :2] <= 1)).all(1)
-        self._counts["beyond"] += int((placed & ~inside).sum())
-        points[~(placed & inside)] = 0
+        points[:, :2] = points[:, :2].clip(0, 1)  # what float32 leaves beyond a border
+        points[points[:, 2] <= 0] = 0
         return points
 
     def facts(self) -> dict[str, Any]:
@@ -167,8 +165,6 @@ class Poses(Boxes):
         notes = super().notes()
         if self._flipped is None:
             notes.append("no flip_idx: the keypoints' names don't tell left and right, so training mirrors no images")
-        if self._counts["beyond"]:
-            notes.append(f"{self._counts['beyond']:,} keypoints are left out: they lie outside of their images")
         return notes
 
 

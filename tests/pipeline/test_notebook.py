@@ -177,7 +177,7 @@ def test_original_that_is_gone_or_another_is_told(tmp_path: Path) -> None:
     dataset = write(tmp_path, {KEY: image, "other.png": image}, objects_alone)
     original = tmp_path / "images" / KEY
     original.write_bytes(png(np.ones((24, 32), np.uint8)))
-    assert f"Not shown: {KEY} is not the image that was labeled" in page(dataset.image(0)).text
+    assert f"Not shown: {KEY} can't be read" in page(dataset.image(0)).text
     original.unlink()
     for shown in (page(dataset), page(dataset.image(0))):
         assert f"Not shown: {KEY} can't be read" in shown.text
