@@ -23,6 +23,7 @@ _PASSING_STATUS = (408, 425, 429)  # "not now" among the refusals
 _NOT_PUBLIC = "not on a public address"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
 
+_AZURE = ipaddress.ip_address("168.63.129.16")  # the machine's own host there, under a public address
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: beyond it are ways into networks of one's own
 
 
@@ -136,7 +137,7 @@ def _is_public(host: str) -> bool:
             address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         elif address not in _GLOBAL_UNICAST or address.sixtofour:
             return False
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and address != _AZURE
 
 
 async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:

@@ -140,7 +140,8 @@ def test_addresses_that_are_not_public_are_refused_also_behind_a_redirect(site: 
      ("169.254.169.254", False), ("fe80::1%eth0", False), ("::ffff:10.0.0.1", False), ("64:ff9b::7f00:1", False),
      ("64:ff9b:1::7f00:1", False), ("2002:7f00:1::", False), ("fec0::1", False), ("::127.0.0.1", False),
      ("::ffff:0:127.0.0.1", False), ("64:ff9b::808:808", True),
-     ("100.64.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("fd00:ec2::254", False)],
+     ("100.64.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("fd00:ec2::254", False),
+     ("168.63.129.16", False), ("::ffff:168.63.129.16", False)],
 )  # fmt: skip
 def test_public_addresses(host: str, is_public: bool) -> None:
     assert web._is_public(host) is is_public
