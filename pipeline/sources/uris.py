@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class UriSource(Source):
         reader = _Reader(unit.shard, uris, self.options)
         images = fetch_all(reader.fetch, uris)
         reader.check()
+        _check_disk(uris, images)
         return read_table(unit, [redacted(uri) for uri in uris], images)
 
     def _keys_with_secrets(self, unit: Unit) -> list[str]:
@@ -163,6 +165,26 @@ def _scheme(uri: str) -> str:
     return match[1] if match else "file"
 
 
+def _check_disk(uris: list[str], images: list[Fetched]) -> None:
+    """Raises OSError if all local files are missing with their folder: a disk that is not mounted makes no rows."""
+    local = [(uri, image) for uri, image in zip(uris, images, strict=True) if uri and _scheme(uri) in LOCAL_SCHEMES]
+    if len(local) < 2 or any(image.error_code != "missing" for _, image in local):
+        return
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(_local_path(uri))) for uri, _ in local])
+    try:
+        there = bool(os.listdir(folder))
+    except FileNotFoundError:
+        there = False
+    except (OSError, ValueError):  # a name that no disk can have
+        return
+    if not there:
+        raise OSError(f"{escape(folder)}, where all {len(local)} images should be, is gone or empty: is it mounted?")
+
+
+def _local_path(uri: str) -> str:
+    return unescape(_SCHEME.sub("", uri))
+
+
 def _protocols(fs: fsspec.AbstractFileSystem) -> frozenset[str]:
     return frozenset([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
@@ -193,7 +215,7 @@ class _Reader:
         if web:
             return web.fetch(unescape(uri))
         if scheme in LOCAL_SCHEMES:
-            return fetch(fsspec.filesystem("file"), unescape(_SCHEME.sub("", uri)), self._max_bytes)
+            return fetch(fsspec.filesystem("file"), _local_path(uri), self._max_bytes)
         return fetch(*open_url(unescape(uri)))
 
     def check(self) -> None:

@@ -420,6 +420,20 @@ def test_list_formats(suffix: str, root: str) -> None:
     assert rows[0]["uri"].endswith(f"data [1]/{uris[1]}")
 
 
+def test_a_list_s_disk_that_is_not_mounted_makes_no_image_missing(tmp_path: Path) -> None:
+    disk, uris = tmp_path / "mnt/disk", [f"mnt/disk/{name}.png" for name in ("a", "b")]
+    write_list(f"{tmp_path}/list.txt", uris)
+    with pytest.raises(OSError, match=r"mnt/disk, where all 2 images should be, is gone or empty"):
+        read(tmp_path / "list.txt")
+    disk.mkdir(parents=True)
+    with pytest.raises(OSError, match="mounted"):
+        read(tmp_path / "list.txt")
+    (disk / "other.png").write_bytes(X)
+    assert [row["error_code"] for row in read(tmp_path / "list.txt")] == ["missing", "missing"]
+    write_list(f"{tmp_path}/list.txt", ["x" * 5_000 + "/a.png"] * 2)
+    assert [row["error_code"] for row in read(tmp_path / "list.txt")] == ["missing", "missing"]
+
+
 def test_list_lines_and_columns(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf# comment\r\n\r\na.png\r\n  b\xe9.png \n")
     assert keys(tmp_path / "list.txt") == ["a.png", "b\\xe9.png"]
