@@ -15,7 +15,7 @@ from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import source_options
 from prelabel.pipeline.sources import source_of_kind
 from prelabel.pipeline.sources.base import Unit
-from prelabel.schemas.errors import SourceError
+from prelabel.schemas.errors import JobError, SourceError
 
 UNITS_KEPT = 64
 
@@ -39,7 +39,7 @@ class Originals:
         try:
             unit = _alone(self._unit(image["unit"]), image["image_id"])
             found = source_of_kind(unit.shard.kind, unit.shard.uri, self._options).read(unit)
-        except OSError as error:
+        except (OSError, JobError) as error:  # JobError: of the plan
             raise SourceError(f"{image['key']} can't be read for now: {error}") from error
         data, reason = found["bytes"][0].as_py(), found["error"][0].as_py()
         if data is None:

@@ -240,6 +240,15 @@ def export(labels: LabelDataset, to: Path, *arguments: str, name: str = "coco") 
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_every_format_takes_a_selection(name: str, labels: LabelDataset, tmp_path: Path) -> None:
+    every = exporter_of(name).write(labels, str(tmp_path / f"all{exporter_of(name).suffix}"))
+    to = tmp_path / f"some{exporter_of(name).suffix}"
+    some = exporter_of(name).write(labels.select(0.3, ["leaf"], "num_bytes > 1000", 6), str(to))
+    assert some.images == 6 < every.images
+    assert 0 < some.annotations < every.annotations
+
+
+@pytest.mark.parametrize("name", ["coco", "coco-keypoints", "coco-panoptic", "coco-results"])
+def test_documents_hold_the_selection(name: str, labels: LabelDataset, tmp_path: Path) -> None:
     to = tmp_path / "some.json"
     written = exporter_of(name).write(labels.select(0.3, ["leaf"], "num_bytes > 1000", 6), str(to))
     rest = expected(labels, {"leaf": 0.3, "ball": 0.3}, ["leaf"], None, None)
