@@ -49,7 +49,8 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8, co
 @functools.cache
 def hostile_images() -> dict[str, HostileImage]:
     """All, by a name that is good for a file."""
-    kinds = (_no_images, _giants, _cut_off, _damaged, _bombs, _modes, _frames, _orientations, _shapes, _odd_but_fine)
+    broken = (_no_images, _giants, _cut_off, _damaged, _bombs, _tile_bomb)
+    kinds = (*broken, _modes, _frames, _orientations, _shapes, _odd_but_fine)
     return {name: HostileImage(*rest) for kind in kinds for name, *rest in kind()}
 
 
@@ -189,6 +190,23 @@ def _bombs() -> Rows:
     inner = png(50_000, 50_000, (b"IDAT", b""))
     ico = struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(inner), 22) + inner
     yield "giant inside.ico", "an icon that holds a giant", "too_large", ico
+
+
+def _tile_bomb() -> Rows:
+    what = "a TIFF of a few pixels whose tile is a giant, decoded whole (1.6 GB in 1.6 MB)"
+    size = 40_960
+    tile = _packed_zeros(size * size // 2**20)
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: size, 323: size, 324: 134, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    yield "bomb tile.tif", what, "too_large", b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + tile
+
+
+def _packed_zeros(mebibytes: int) -> bytes:
+    """As zlib packs them, without ever having them: one packed mebibyte, again and again."""
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    one = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    checksum = (mebibytes * 2**20 % 65_521) << 16 | 1
+    return b"\x78\x9c" + one * mebibytes + packer.flush() + struct.pack(">I", checksum)
 
 
 def _modes() -> Rows:
