@@ -232,7 +232,9 @@ class Labeler:
         """All answers in order; None for an image on which alone the accelerator runs out of memory."""
         try:
             return list(self._answers(images, before, seconds))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
         if len(images) == 1:
             return [None]
@@ -247,6 +249,11 @@ class Labeler:
             for one, prediction in zip(answers, predictions, strict=True):
                 one.append(Answer(model.name, prediction.renumbered(category_ids)))
         return answers
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's allocator said so, or torch's own for the processor, which has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def proposals_of(answers: Sequence[Answer]) -> Proposals:

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from prelabel.schemas.errors import JobError, PrelabelError, UserError, one_line
+from prelabel.schemas.errors import JobError, PrelabelError, UserError, one_line, redacted
 
 TEMPORARY = "_manifest/temporary"
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "prelabel")
@@ -114,6 +114,9 @@ class Storage:
     """One folder of a local disk or a bucket; names are relative to it, with forward slashes."""
 
     def __init__(self, url: str) -> None:
+        """Raises UserError for a URL that holds a secret."""
+        if "://" in url and redacted(url) != url:
+            raise UserError(f"{redacted(url)} holds a secret: keep credentials where fsspec looks for them")
         # What other processes have written is seen at once only where no listing is kept.
         self.fs, self.root = open_url(url, use_listings_cache=False, **_tried_once(url))
         self.url: str = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
@@ -213,6 +216,8 @@ class Storage:
                 self.fs.rm_file(self.path(name))
         except FileNotFoundError:
             return
+        if self.is_local:
+            _sync_folder(os.path.dirname(self.path(name)))  # so that deletes come in order after a power failure
 
     def delete_temporary(self) -> None:
         """Removes what writes that were cut short have left."""

@@ -316,3 +316,9 @@ def test_place_that_takes_no_files_is_refused(tmp_path: Path) -> None:
 def test_unknown_protocol_says_what_to_do() -> None:
     with pytest.raises(UserError, match="check the part before ://"):
         open_url("s4://bucket/labels")
+
+
+def test_url_with_a_secret_is_refused_and_hidden() -> None:
+    with pytest.raises(UserError, match="holds a secret") as refused:
+        Storage("s3://someone:no-one-may-read-this@bucket/labels")
+    assert "no-one-may-read-this" not in str(refused.value)
