@@ -78,9 +78,10 @@ class Labeling:
     failed_before: int = 0
     amended: frozenset[int] = frozenset()
     attempts: Counter[int] = field(default_factory=Counter)
+    kept: set[int] = field(default_factory=set)
 
-    def label(self, todo: Todo) -> None:
-        """Works what is left, until too much has failed."""
+    def label(self, todo: Todo) -> int:
+        """Works what is left, until too much has failed; returns how many units kept rows that were to be mended."""
         self.amended = todo.amended
         begun = Progress(
             "label",
@@ -99,6 +100,7 @@ class Labeling:
             if not self._label_wave(self._portions(wave, todo)):
                 break
         self.manifest.storage.delete_temporary()
+        return len(self.kept)
 
     def _portions(self, wave: Sequence[Unit], todo: Todo) -> list[Portion]:
         skipped = self.manifest.skipped(unit.number for unit in wave)
@@ -221,6 +223,7 @@ class Labeling:
 
     def _tell_kept(self, unit: int) -> None:
         if unit in self.amended:
+            self.kept.add(unit)
             logger.warning("the failed images of unit %d could not be worked again: its rows stay as they were", unit)
 
     def _too_many_units(self) -> bool:

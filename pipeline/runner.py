@@ -115,8 +115,8 @@ def resume(
             _check_unchanged(record, prepared)
             todo = _check_sources(manifest, record, _todo(manifest, record, retry_failed))
             pool = pool_of(record.job.runtime, len(record.models), *graph.resources())
-            Labeling(manifest, record, prepared.work, pool, lock, progress).label(todo)
-    return summarize(manifest, record, time.monotonic() - began)
+            kept = Labeling(manifest, record, prepared.work, pool, lock, progress).label(todo)
+    return replace(summarize(manifest, record, time.monotonic() - began), kept_units=kept)
 
 
 def _todo(manifest: Manifest, record: JobRecord, retry_failed: bool) -> Todo:

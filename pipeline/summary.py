@@ -36,6 +36,7 @@ class Summary:
         max_failed: failed images that the job tolerates: so many, or a share such as "5%"
         runner: who works on it now
         worked: whether there was anything to do
+        kept_units: whose failed images were to be worked again, and could not
         timings: seconds by what they were spent on, summed over all commits: "read", "decode" (on threads that run
             ahead), "wait" (of the models, for images), "predict NAME" of each model, "rows", "write"
         rate: images a second, by the times of the last ten minutes' commits
@@ -55,6 +56,7 @@ class Summary:
     max_failed: int | str | None = None
     runner: dict[str, Any] | None = None
     worked: bool = True
+    kept_units: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     rate: float | None = None
 
@@ -80,8 +82,8 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 where units failed or more images than `max_failed`."""
-        return 0 if self.is_complete and not self.too_many_failed else 3
+        """0, or 3 where units failed, first or once more, or more images than `max_failed`."""
+        return 0 if self.is_complete and not self.too_many_failed and not self.kept_units else 3
 
     @property
     def too_many_failed(self) -> bool:

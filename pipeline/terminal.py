@@ -134,6 +134,9 @@ def print_summary(console: Console, summary: Summary) -> None:
         codes = ", ".join(f"{count:,} {code}" for code, count in summary.failed.items())
         lines.append(f"failed images ({codes}) are rows with status 'failed' in images/")
     lines += _what_is_missing(summary)
+    if summary.kept_units:
+        again = f"prelabel resume {summary.output} --retry-failed"
+        lines.append(f"{summary.kept_units:,} units could not be worked again, and keep their failed images: {again}")
     if summary.too_many_failed:
         lines.append(f"{summary.failed_images:,} images failed, more than --max-failed {summary.max_failed}")
     if is_json():

@@ -264,3 +264,12 @@ def test_rate_is_that_of_the_last_commits(last: str, rate: float, job: Any) -> N
     found = status(job.output)
     assert found.rate == rate
     assert found.timings == {"read": 1.5, "predict a": 3.75}
+
+
+def test_failed_images_that_stay_so_are_told_and_count() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    summary = Summary("labels", 30, 29, {"timeout": 1}, 9, 3, 3, kept_units=1)
+    print_summary(console, summary)
+    assert "1 units could not be worked again" in console.file.getvalue()
+    assert "prelabel resume labels --retry-failed" in console.file.getvalue()
+    assert summary.exit_code == 3
