@@ -117,6 +117,10 @@ class LabelDataset:
 
         return GatedDataset(self.url)
 
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the labels that `batches` has read."""
+        return ()
+
     def rows(self, name: str, image_id: int) -> pa.Table:
         """An image's rows of a table, found by reading one part; none where the image's unit is not committed.
 

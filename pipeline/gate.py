@@ -43,7 +43,7 @@ class GatedDataset(LabelDataset):
         self._beyond: dict[int, int] = {}
 
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the labels that have passed."""
+        """Of the labels that have passed, what was left out."""
         beyond = sum(self._beyond.values())
         return (f"{beyond:,} keypoints are left out: they lie outside of their images",) if beyond else ()
 

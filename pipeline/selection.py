@@ -91,6 +91,10 @@ class Selection:
         gated._dataset = self._dataset.gated()
         return gated
 
+    def notes(self) -> tuple[str, ...]:
+        """Those of the job's labels."""
+        return self._dataset.notes()
+
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The selected rows of a table, as `LabelDataset.batches`: a batch of all rows is in memory at a time.
 

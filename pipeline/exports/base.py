@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-from prelabel.pipeline.gate import GatedDataset
 from prelabel.pipeline.image_files import ImageFiles
 from prelabel.pipeline.selection import Labels
 from prelabel.pipeline.storage import check_absent
@@ -65,7 +64,7 @@ class Exporter(ABC):
         files = ImageFiles(images, dataset)
         labels = dataset.gated()
         written = self.export(cast(Labels, _Told(labels, progress)), to, files)
-        notes = (*written.notes, *cast(GatedDataset, labels.origin).notes(), *files.notes())
+        notes = (*written.notes, *labels.notes(), *files.notes())
         return ExportSummary(written.to, written.images, written.annotations, notes)
 
     @abstractmethod
