@@ -149,8 +149,7 @@ def check_unchanged(shard: Shard) -> None:
         return
     what = f"{size} bytes, planned {shard.size}" if size != shard.size else f"{version}, planned {shard.version}"
     raise SourceError(
-        f"{shard.uri} has changed since the plan was made: {what}; put the old file back (with `touch -d`, if only its "
-        "time differs), or start a new job"
+        f"{shard.uri} has changed since the plan was made: {what}; put the old file back, or start a new job"
     )
 
 
@@ -216,10 +215,10 @@ def _found(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> Found:
 
 
 def _version(info: dict[str, Any]) -> str | None:
-    """What changes when a file does: a bucket's or server's checksum of it, or when a disk last wrote it."""
+    """A bucket's or server's checksum of the file. The time on a disk is none: a copy of the same bytes has another."""
     for name in ("md5Hash", "ETag", "etag"):
         value = info.get(name)
         if value and not str(value).startswith("W/"):  # a weak one differs between equal servers
             checksum = str(value).strip('"')
             return f"{name} {checksum}"
-    return f"modified @{info['mtime']!r}" if "mtime" in info else None
+    return None

@@ -191,7 +191,8 @@ def test_category_ids_of_coco_begin_at_1(labels: LabelDataset, tmp_path: Path) -
 def test_category_ids_of_coco_stay_where_none_is_0(tmp_path: Path) -> None:
     moved = CategorySet(replace(one, id=one.id or 90) for one in UNRULY)
     labels = write_unruly(tmp_path, categories=moved, rows=no_objects)
-    summary, document = exported_coco(labels, tmp_path)
+    summary = exporter_of("cvat-coco").write(labels, f"{tmp_path}/coco")
+    document = json.loads((tmp_path / "coco/annotations/instances_default.json").read_bytes())
     assert [one["id"] for one in document["categories"]] == [90, 3, 7]
     assert not [note for note in summary.notes if "category" in note]
 
