@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from pycocotools import mask as coco_mask
-from review import HEIGHT, IMAGES_OF_A_UNIT, MODEL, OBJECTS, WIDTH, record_of, some_masks, table_of
+from review import HEIGHT, IMAGES_OF_A_UNIT, MODEL, OBJECTS, WIDTH, facts_of, record_of, some_masks, table_of
 
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports import exporter_of
@@ -81,16 +81,7 @@ def tables_of(unit: Unit, masks: pa.Table, halves: pa.Table) -> dict[str, pa.Tab
 
 
 def images_of(unit: Unit, ids: np.ndarray) -> pa.Table:
-    columns = {
-        "image_id": ids,
-        "key": unit.keys,
-        "uri": unit.keys,
-        "shard": [unit.shard.uri] * len(ids),
-        "unit": np.full(len(ids), unit.number, np.int32),
-        "width": np.full(len(ids), WIDTH, np.int32),
-        "height": np.full(len(ids), HEIGHT, np.int32),
-        "orientation": np.ones(len(ids), np.int8),
-        "format": ["jpeg"] * len(ids),
+    columns = facts_of(unit, ids) | {
         "num_bytes": np.full(len(ids), 1_000),
         "digest": ["0" * 64] * len(ids),
         "status": ["ok"] * len(ids),

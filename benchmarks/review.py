@@ -117,7 +117,18 @@ def some_masks() -> pa.Array:
 def images_of(unit: Unit, digests: list[str]) -> pa.Table:
     ids = np.arange(unit.image_ids.start, unit.image_ids.stop)
     failed = ids % 1_000 == 999
-    columns = {
+    columns = facts_of(unit, ids) | {
+        "digest": [digests[image // FOLDERS % FILES] for image in ids],
+        "status": np.where(failed, "failed", "ok"),
+        "error_code": pa.array(["truncated"] * len(ids), mask=~failed),
+        "num_annotations": count(ids),
+    }
+    return table_of(columns, IMAGES)
+
+
+def facts_of(unit: Unit, ids: np.ndarray) -> dict[str, object]:
+    """Columns of images that all have one size."""
+    return {
         "image_id": ids,
         "key": unit.keys,
         "uri": unit.keys,
@@ -127,12 +138,7 @@ def images_of(unit: Unit, digests: list[str]) -> pa.Table:
         "height": np.full(len(ids), HEIGHT, np.int32),
         "orientation": np.ones(len(ids), np.int8),
         "format": ["jpeg"] * len(ids),
-        "digest": [digests[image // FOLDERS % FILES] for image in ids],
-        "status": np.where(failed, "failed", "ok"),
-        "error_code": pa.array(["truncated"] * len(ids), mask=~failed),
-        "num_annotations": count(ids),
     }
-    return table_of(columns, IMAGES)
 
 
 def count(ids: np.ndarray) -> np.ndarray:

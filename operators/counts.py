@@ -1,4 +1,4 @@
-"""COCO's compressed run lengths, written by compiled loops: no Python object a run, none a mask but its string."""
+"""COCO's compressed run lengths, written and read by compiled loops: no Python object a run."""
 
 from __future__ import annotations
 
@@ -47,3 +47,21 @@ def extend(corners: np.ndarray, empty: bool | np.bool_, first: int, last: int, h
     y0, y1 = (first % height, last % height + 1) if x1 - x0 == 1 else (0, height)
     corners[0], corners[1] = (x0, y0) if empty else (min(corners[0], x0), min(corners[1], y0))
     corners[2], corners[3] = max(corners[2], x1), max(corners[3], y1)
+
+
+@compiled
+def read_counts(text: np.ndarray) -> np.ndarray:
+    """The int64 run lengths of a mask whose string is known to be sound, uint8: the inverse of `write_counts`."""
+    lengths = np.empty(len(text), np.int64)
+    run = number = shift = 0
+    for character in text:
+        group = int(character) - 48
+        number |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            if group & 16:
+                number |= -1 << shift
+            lengths[run] = number + (lengths[run - 2] if run > 2 else 0)
+            run += 1
+            number = shift = 0
+    return lengths[:run]

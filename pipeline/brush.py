@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from prelabel.operators.compiled import compiled
+from prelabel.operators.counts import read_counts
 from prelabel.schemas.errors import UserError
 from prelabel.schemas.rle import Rle, from_run_lengths
 
@@ -37,8 +38,8 @@ def encode_brush(rle: Rle) -> np.ndarray:
     height, width = rle.size
     if height * width > MOST_PIXELS:
         raise UserError(f"a brush mask has {MOST_PIXELS} pixels at most, not {height} x {width}: leave the image out")
-    edges = _edges(np.frombuffer(rle.counts.encode(), np.uint8))
-    return _pack(_transposed(edges, height, width), height * width)
+    edges = np.cumsum(read_counts(np.frombuffer(rle.counts.encode(), np.uint8)))
+    return _pack(_transposed(edges[: len(edges) // 2 * 2], height, width), height * width)
 
 
 def decode_brush(packed: bytes, height: int, width: int) -> Rle:
@@ -94,28 +95,6 @@ def _turned(changes: np.ndarray, count: int, height: int, width: int) -> np.ndar
             pixels[kept] = pixels[k]
             kept += 1
     return pixels[:kept]
-
-
-@compiled
-def _edges(counts: np.ndarray) -> np.ndarray:
-    """Where runs inside begin and end, in turn, column by column: of COCO's string, see `prelabel.schemas.rle`."""
-    edges, lengths = np.empty(len(counts), np.int64), np.empty(len(counts), np.int64)
-    place = run = position = 0
-    while place < len(counts):
-        length = shift = 0
-        group = 32
-        while group & 32 and place < len(counts):
-            group = int(counts[place]) - 48
-            length |= (group & 31) << shift
-            shift += 5
-            place += 1
-        if group & 16:
-            length |= -1 << shift
-        lengths[run] = length + lengths[run - 2] if run > 2 else length
-        position += lengths[run]
-        edges[run] = position
-        run += 1
-    return edges[: run // 2 * 2]
 
 
 @compiled

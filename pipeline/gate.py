@@ -12,20 +12,17 @@ import pyarrow.compute as pc
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.validate.manifest import PlannedUnit
 from prelabel.pipeline.validate.rows import (
+    CHECKS,
     Images,
     Vocabulary,
-    check_annotations,
     check_counts,
     check_image_ids,
     check_images,
-    check_proposals,
-    check_segments,
 )
 from prelabel.pipeline.validate.violations import Wrong
 from prelabel.schemas.errors import JobError
 from prelabel.schemas.tables import TABLES
 
-CHECKS = {"annotations": check_annotations, "segments": check_segments, "proposals": check_proposals}
 ROUNDING = 1e-3
 """Pixels: what reaches over a border by less is what float32 makes of the border."""
 

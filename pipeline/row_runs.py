@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prelabel.operators.compiled import compiled
+from prelabel.operators.counts import read_counts
 from prelabel.schemas.rle import Rle
 
 
@@ -18,35 +19,21 @@ def row_runs(mask: Rle) -> tuple[tuple[int, int, int, int], np.ndarray]:
         x, y, width, height in pixels, and int64 run lengths: outside and inside in turn, beginning outside (the first
         may be 0), which add up to width times height
     """
-    groups = np.frombuffer(mask.counts.encode(), np.uint8).astype(np.int64) - 48
-    columns, tops, bottoms = _pieces(groups, mask.size[0])
+    lengths = read_counts(np.frombuffer(mask.counts.encode(), np.uint8))
+    columns, tops, bottoms = _pieces(lengths, mask.size[0])
     left, top = int(columns[0]), int(tops.min())
     width, height = int(columns[-1]) + 1 - left, int(bottoms.max()) - top
     return (left, top, width, height), _along_rows(columns - left, tops - top, bottoms - top, height, width)
 
 
 @compiled
-def _pieces(groups: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column, first row, and row after the last of each run inside, cut at the feet of columns.
-
-    The string's 5-bit groups make numbers as `prelabel.schemas.rle` says; there are no more numbers than groups.
-    """
-    lengths = np.zeros(len(groups), np.int64)
-    run = number = shift = 0
-    for group in groups:
-        number |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            if group & 16:
-                number |= -1 << shift
-            lengths[run] = number + (lengths[run - 2] if run > 2 else 0)
-            run += 1
-            number = shift = 0
+def _pieces(lengths: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column, first row, and row after the last of each run inside, cut at the feet of columns."""
     most = 0
-    for length in lengths[1:run:2]:
+    for length in lengths[1::2]:
         most += length // height + 2
     pieces, count, position = np.empty((3, most), np.int64), 0, 0
-    for place, length in enumerate(lengths[:run]):
+    for place, length in enumerate(lengths):
         end = position + length
         while place % 2 and position < end:
             column = position // height

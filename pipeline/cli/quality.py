@@ -6,7 +6,7 @@ import json
 
 import click
 
-from prelabel.pipeline.cli.terminal import tell_unfinished
+from prelabel.pipeline.cli.terminal import tell_found, tell_unfinished
 from prelabel.pipeline.options import Share, json_option
 
 
@@ -91,9 +91,5 @@ def compare(before: str, after: str, iou: float, score_threshold: float, images:
     for url, job in zip((before, after), jobs, strict=True):
         tell_unfinished(url, job, "compared")
     found = find_changes(*jobs, iou, score_threshold, images)
-    if as_json:
-        click.echo(json.dumps(found.to_dict()))
-        return 0
-    for line in found.lines():
-        click.echo(line, err=True)
+    tell_found(found, as_json)
     return 0

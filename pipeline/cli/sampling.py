@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from prelabel.pipeline.cli.terminal import tell_unfinished
+from prelabel.pipeline.cli.terminal import tell_found, tell_unfinished
 from prelabel.pipeline.options import Share, json_option
 
 
@@ -126,9 +124,5 @@ def audit(
     from prelabel.pipeline.dataset import open_dataset
 
     found = find(open_dataset(url), sample, open_dataset(corrected) if corrected else None, score_threshold, iou)
-    if as_json:
-        click.echo(json.dumps(found.to_dict()))
-        return 0
-    for line in found.lines():
-        click.echo(line, err=True)
+    tell_found(found, as_json)
     return 0

@@ -27,15 +27,13 @@ from prelabel.pipeline.validate.manifest import (
 from prelabel.pipeline.validate.parts import check_size, read_part
 from prelabel.pipeline.validate.reviews import Reviewed
 from prelabel.pipeline.validate.rows import (
+    CHECKS,
     Images,
     Vocabulary,
-    check_annotations,
     check_counts,
     check_image_ids,
     check_images,
     check_instances,
-    check_proposals,
-    check_segments,
 )
 from prelabel.pipeline.validate.violations import PROMISES, Validation, Violation, Violations, Wrong
 from prelabel.pipeline.writer import counts_of
@@ -45,7 +43,6 @@ from prelabel.schemas.tables import file_metadata
 
 __all__ = ["PROMISES", "Validation", "Violation", "validate"]
 
-CHECKS = {"annotations": check_annotations, "segments": check_segments, "proposals": check_proposals}
 THREADS = min(8, os.cpu_count() or 1)
 Progress = Callable[[int, int], object]
 

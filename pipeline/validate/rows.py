@@ -394,3 +394,6 @@ def _check_overlaps(rows: pa.Table, masks: Masks) -> Iterator[Wrong]:
     layer = np.unique(layers[sound], axis=0, return_inverse=True)[1].reshape(-1)
     other = overlaps(masks.runs, sound, layer)
     yield Wrong("overlap", other >= 0, lambda row: f"shares pixels with segment_id {ids[other[row]]}, row {other[row]}")
+
+
+CHECKS = {"annotations": check_annotations, "segments": check_segments, "proposals": check_proposals}
