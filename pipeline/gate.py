@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prelabel.operators.threads import map_ahead
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.validate.manifest import PlannedUnit
 from prelabel.pipeline.validate.rows import (
@@ -25,6 +26,8 @@ from prelabel.schemas.tables import TABLES
 
 ROUNDING = 1e-3
 """Pixels: what reaches over a border by less is what float32 makes of the border."""
+THREADS = 2
+"""Parts are read and checked so many at a time, while the rows of another one are written."""
 
 
 class GatedDataset(LabelDataset):
@@ -53,19 +56,24 @@ class GatedDataset(LabelDataset):
         if name not in {"images", *CHECKS}:
             yield from super().batches(name, columns)
             return
-        for unit, part, images_part in zip(self.units, self.parts(name), self.parts("images"), strict=False):
-            rows = self._whole(name, part)
-            images = rows if name == "images" else self._whole("images", images_part)
-            for wrong in self._check(name, rows, images, unit):
-                if len(wrong.rows):
-                    row = int(wrong.rows[0])
-                    raise JobError(f"{part} row {row}: {wrong.say(row)}; `prelabel validate {self.url}` finds all")
-            rows = rows if name == "images" else _clipped(rows, images)
-            if name == "annotations":
-                rows, beyond = _placed(rows, images)
-                if beyond:
-                    self._beyond[unit] = beyond  # an export may read a table twice
+        parts = zip(self.units, self.parts(name), self.parts("images"), strict=False)
+        for rows in map_ahead(lambda one: self._passed(name, *one), parts, THREADS, ahead=1):
             yield from rows.select(columns or TABLES[name].names).to_batches()
+
+    def _passed(self, name: str, unit: int, part: str, images_part: str) -> pa.Table:
+        """The rows of a part, once they have been checked."""
+        rows = self._whole(name, part)
+        images = rows if name == "images" else self._whole("images", images_part)
+        for wrong in self._check(name, rows, images, unit):
+            if len(wrong.rows):
+                row = int(wrong.rows[0])
+                raise JobError(f"{part} row {row}: {wrong.say(row)}; `prelabel validate {self.url}` finds all")
+        rows = rows if name == "images" else _clipped(rows, images)
+        if name == "annotations":
+            rows, beyond = _placed(rows, images)
+            if beyond:
+                self._beyond[unit] = beyond  # an export may read a table twice
+        return rows
 
     def gated(self) -> GatedDataset:
         """Itself."""

@@ -256,8 +256,8 @@ class Masks:
     sound: np.ndarray
 
 
-def masks_of(rows: pa.Table, images: Images) -> tuple[Masks, list[Wrong]]:
-    """The masks of a table's rows, and what is wrong with them."""
+def masks_of(rows: pa.Table, images: Images, boxed: bool = False) -> tuple[Masks, list[Wrong]]:
+    """The masks of a table's rows, with their boxes if asked for, and what is wrong with them."""
     column = rows["segmentation"]
     present = ~is_null(column)
     counts, size = pc.struct_field(column, "counts"), pc.struct_field(column, "size")
@@ -267,7 +267,7 @@ def masks_of(rows: pa.Table, images: Images) -> tuple[Masks, list[Wrong]]:
     expected = images.height[places], images.width[places]
     fits = (heights == expected[0]) & (widths == expected[1])
     # Only the runs of a mask that has its image's size are read: any other size may be beyond all numbers.
-    measures = measure(runs._replace(heights=np.where(fits, heights, 0), widths=np.where(fits, widths, 0)))
+    measures = measure(runs._replace(heights=np.where(fits, heights, 0), widths=np.where(fits, widths, 0)), boxed)
     say = lambda row: f"mask of {heights[row]} x {widths[row]} in an image of {expected[0][row]} x {expected[1][row]}"  # noqa: E731
     wrong = [
         Wrong("runs", present & known & ~fits, say),
@@ -349,7 +349,7 @@ def check_segments(rows: pa.Table, images: Images, vocabulary: Vocabulary) -> It
     yield from _check_things(rows, vocabulary)
     yield from _check_model(rows, vocabulary)
     yield from _check_segment_ids(rows)
-    masks, wrong = masks_of(rows, images)
+    masks, wrong = masks_of(rows, images, boxed=True)
     yield from wrong
     yield from _check_areas(rows, masks)
     extents, sides = masks.measures.boxes, np.stack(_sides(rows), axis=1)

@@ -5,6 +5,7 @@ import json
 from itertools import pairwise
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 from pycocotools import mask as mask_api
@@ -165,3 +166,50 @@ def test_a_large_batch_is_written_in_pieces():
     sink = Sink()
     assert write_results(sink, [large]) == 100_000
     assert max(sink.sizes) < sum(sink.sizes) / 4
+
+
+ODD = [  # what Arrow would write otherwise, or is not there
+    {},
+    {"score": 1e-12},
+    {"bbox": dict.fromkeys(("x", "y", "width", "height"), 2e11)},
+    {"area": 1e-6},
+    {"area": float("nan")},
+    {"segmentation": None},
+    {"segmentation": {"size": [3, 4], "counts": 'a"\\\x01é'}},
+    {"segmentation": {"size": None, "counts": "12"}},
+    {"keypoints": [1.5, 2.0, 2.0]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_documents_are_what_orjson_makes_of_each_object(odd):
+    rows = [annotation(image_id, 0, ring() if image_id % 2 else None, image_id / 7) for image_id in range(40)]
+    rows[20] |= odd
+    table = pa.Table.from_pylist(rows, schema=ANNOTATIONS)
+    instances, results = io.BytesIO(), io.BytesIO()
+    write_instances(instances, [], [table.to_batches()[0].slice(1)], CATEGORIES, {})
+    write_results(results, [table.to_batches()[0].slice(1)])
+    expected = list(map(as_objects, table.to_pylist()[1:]))
+    assert instances.getvalue().split(b'"annotations":[\n')[1] == dumps([one for one, _ in expected]) + b"]}\n"
+    assert results.getvalue() == b"[\n" + dumps([one for _, one in expected]) + b"]\n"
+
+
+def as_objects(row):
+    """A row as an annotation and as a result."""
+    box = [np.float32(row["bbox"][side]) for side in ("x", "y", "width", "height")]
+    mask, score = row["segmentation"], np.float32(row["score"])
+    if mask:
+        mask = {"size": mask["size"] or [0, 0], "counts": mask["counts"]}
+    instance = {name.removeprefix("annotation_"): row[name] for name in ("annotation_id", "image_id", "category_id")}
+    instance |= {"bbox": box, "segmentation": mask or [], "area": row["area"], "iscrowd": 0, "score": score}
+    result = {"image_id": row["image_id"], "category_id": row["category_id"], "bbox": box, "score": score}
+    result |= {"segmentation": mask} if mask else {}
+    return instance, result | ({"keypoints": points_of(row["keypoints"])} if row["keypoints"] else {})
+
+
+def points_of(numbers):
+    return [int(number) if place % 3 == 2 else np.float32(number) for place, number in enumerate(numbers)]
+
+
+def dumps(objects):
+    return orjson.dumps(objects, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
