@@ -1,0 +1,289 @@
+"""What benchmarks of whole jobs share: photographs, networks with made-up weights, and the command that labels.
+
+No trained weights can be had without a network, and random ones are unlike them: nothing or everything is an object.
+`settle` makes a random network's outputs spread as those of a trained one do: BatchNorm knows the photographs, some
+candidates in each image stand out, boxes and masks differ from object to object, most pixels are background.
+
+The functions without arguments are factories, as in `--model python:workload:mask_rcnn`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.models import segmentation
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, ssdlite320_mobilenet_v3_large
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import mobilenet_backbone
+
+from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
+from prelabel.operators.models import ModelSpec
+from prelabel.pipeline.scenes import make_scene
+from prelabel.schemas.categories import Category, CategorySet
+
+HERE = Path(__file__).parent
+PHOTOS = HERE.parents[1] / "shared" / "data" / "photos"
+CLASSES = 91
+OBJECTS = 20
+CANDIDATES = 150
+"""Of an image, above the score threshold."""
+LEAST_OF_A_PHOTO = 0.6
+"""A picture shows at least so much of a photograph's height and width."""
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """JPEGs of that (height, width): pieces of the photographs at hand, half of them mirrored; else of generated scenes."""
+    folder.mkdir(parents=True)
+    photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*"))] if PHOTOS.is_dir() else []
+    photos = photos or [Image.fromarray(make_scene(0, index).image) for index in range(10)]
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        piece = _piece(photos[number % len(photos)], size, rng)
+        piece.save(folder / f"{number:05d}.jpg", quality=90)
+    return folder
+
+
+def _piece(photo: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    share = rng.uniform(LEAST_OF_A_PHOTO, 1)
+    width, height = photo.width * share, photo.height * share
+    left, top = rng.random(2) * (photo.width - width, photo.height - height)
+    piece = photo.resize(size[::-1], Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+    return piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else piece
+
+
+def pixels(path: Path) -> Tensor:
+    """uint8 (3, height, width)."""
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def mask_rcnn() -> nn.Module:
+    """Mask R-CNN, ResNet-50 with FPN, 800 pixels."""
+    return maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, box_detections_per_img=OBJECTS)
+
+
+def light_mask_rcnn() -> nn.Module:
+    """Mask R-CNN on MobileNetV3 with FPN, 320 pixels: torchvision's light Faster R-CNN with its standard mask head."""
+    backbone = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True, norm_layer=nn.BatchNorm2d)
+    anchors = AnchorGenerator(((32, 64, 128, 256, 512),) * 3, ((0.5, 1.0, 2.0),) * 3)
+    return MaskRCNN(
+        backbone,
+        CLASSES,
+        min_size=320,
+        max_size=640,
+        rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_test=150,
+        rpn_post_nms_top_n_test=150,
+        rpn_score_thresh=0.05,
+        box_detections_per_img=OBJECTS,
+    )
+
+
+def ssdlite() -> nn.Module:
+    """SSDLite on MobileNetV3, 320 pixels."""
+    return ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, detections_per_img=OBJECTS)
+
+
+def lraspp() -> nn.Module:
+    """LR-ASPP on MobileNetV3, a shorter side of 520 pixels, 21 labels."""
+    return segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+
+
+def nothing() -> Model:
+    """A model that finds nothing, at once."""
+    return _Nothing()
+
+
+class _Nothing(Model):
+    name = "nothing"
+    tasks = frozenset({Task.DETECT})
+    categories = CategorySet([Category(1, "nothing")])
+    digest = "nothing"
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return 0, 0
+
+    def predict(
+        self, images: Sequence[Tensor], tasks: frozenset[Task], regions: Sequence[Proposals] | None = None
+    ) -> list[Prediction]:
+        none = Instances(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+        return [Prediction(none) for _ in images]
+
+
+def spec_of(name: str, model: str, folder: Path) -> ModelSpec:
+    """The model, with settled weights in the folder; None where it is none of torchvision's."""
+    if name == "nothing":
+        return ModelSpec(model, path=str(HERE))
+    photos = [pixels(path) for path in sorted(write_pictures(folder / "settle", 2, (480, 640)).glob("*"))]
+    torch.manual_seed(0)
+    network = globals()[name]()
+    threshold = settle(network, photos)
+    weights = folder / f"{name}.pth"
+    torch.save(network.state_dict(), weights)
+    return ModelSpec(model, weights=str(weights), score_threshold=threshold or None, device="cpu", path=str(HERE))
+
+
+def stock(name: str, spec: ModelSpec) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Torchvision's own way from a uint8 image to what is found in it."""
+    network = globals()[name]().eval()
+    network.load_state_dict(torch.load(spec.weights, weights_only=True))
+    if spec.score_threshold is not None:
+        getattr(network, "roi_heads", network).score_thresh = spec.score_threshold
+
+    @torch.inference_mode()
+    def look(image: Tensor) -> dict[str, Tensor]:
+        if not isinstance(network, segmentation.LRASPP):
+            return network([image.float() / 255])[0]
+        scores = network(PRESET(image)[None])["out"]
+        return {"labels": interpolate(scores, image.shape[1:], mode="bilinear").argmax(1)}
+
+    return look
+
+
+@torch.no_grad()
+def settle(network: nn.Module, photos: Sequence[Tensor]) -> float:
+    """Makes a random network's outputs differ as a trained one's do; returns the threshold that CANDIDATES pass."""
+    if isinstance(network, MaskRCNN):
+        side, network.transform.min_size = network.transform.min_size, (320,)  # for speed
+    look = partial(_look, network.eval(), photos)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all that is seen
+        norm.train()
+    look()
+    network.eval()
+    if isinstance(network, segmentation.LRASPP):
+        coarse, fine = network.classifier.high_classifier, network.classifier.low_classifier
+        _spread({coarse: (torch.linspace(3, -5, coarse.out_channels), 1.5), fine: (0.0, 0.1)}, look)
+        return 0.0
+    if isinstance(network, MaskRCNN):
+        threshold = _settle_mask_rcnn(network, look, len(photos))
+        network.transform.min_size = side
+        return threshold
+    heads = network.head.classification_head, network.head.regression_head
+    scores, boxes = ([layers[1] for layers in head.module_list] for head in heads)
+    return _settle_scores(scores, boxes, look, len(photos))
+
+
+def _settle_mask_rcnn(network: Any, look: Callable[[], None], photos: int) -> float:
+    heads = network.roi_heads
+    kernel = heads.mask_predictor.conv5_mask.weight
+    kernel.copy_(kernel.mean((2, 3), keepdim=True).expand_as(kernel))  # else its 2 x 2 pixels are noise
+    _spread({network.rpn.head.cls_logits: (0.0, 2.0), network.rpn.head.bbox_pred: (0.0, 0.3)}, look)
+    predictor = heads.box_predictor
+    heads.score_thresh = _settle_scores([predictor.cls_score], [predictor.bbox_pred], look, photos)
+    _spread({heads.mask_predictor.mask_fcn_logits: (0.0, 3.0)}, look)
+    return heads.score_thresh
+
+
+def _settle_scores(
+    scores: Sequence[nn.Module], boxes: Sequence[nn.Module], look: Callable[[], None], photos: int
+) -> float:
+    background = torch.tensor([4.0] + [0.0] * (CLASSES - 1))
+    _spread(dict.fromkeys(scores, (background, 1.5)) | dict.fromkeys(boxes, (0.0, 0.5)), look)
+    logits = torch.cat([_rows(one, CLASSES) for some in _outputs(scores, look).values() for one in some])
+    return float(logits.softmax(1)[:, 1:].flatten().sort(descending=True).values[CANDIDATES * photos])
+
+
+def _look(network: nn.Module, photos: Sequence[Tensor]) -> None:
+    is_segmenter = isinstance(network, segmentation.LRASPP)
+    if not is_segmenter:
+        network([photo.float() / 255 for photo in photos])
+        return
+    for photo in photos:
+        network(PRESET(photo)[None])
+
+
+PRESET = segmentation.LRASPP_MobileNet_V3_Large_Weights.DEFAULT.transforms()
+
+
+def _outputs(layers: Iterable[nn.Module], look: Callable[[], None]) -> dict[nn.Module, list[Tensor]]:
+    found: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+    hooks = [layer.register_forward_hook(lambda layer, _, output: found[layer].append(output)) for layer in found]
+    look()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _rows(output: Tensor, width: int) -> Tensor:
+    return output.movedim(1, -1).reshape(-1, width)
+
+
+def _spread(wanted: Mapping[Any, tuple[Tensor | float, float]], look: Callable[[], None]) -> None:
+    """Gives each channel of these layers' outputs such a mean and standard deviation over all photographs."""
+    for layer, outputs in _outputs(wanted, look).items():
+        mean, deviation = torch.as_tensor(wanted[layer][0]).flatten(), wanted[layer][1]
+        width = outputs[0].shape[1]
+        rows = torch.cat([_rows(one, width) for one in outputs])
+        scale = deviation / rows.std(0).clamp(min=1e-12)
+        layer.bias.copy_((layer.bias - rows.mean(0)) * scale + mean.repeat(width // len(mean)))  # for each anchor
+        layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command went.
+
+    Attributes:
+        rate: images a second in the steady state, see `ran`
+        rest: seconds of the command that were not that: Ray and the models start, everything ends
+        timings: seconds of all units, by what took them, for a job
+    """
+
+    rate: float
+    rest: float
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+def run_job(images: Path, output: Path, spec: ModelSpec, workers: int, *options: str) -> Ran:
+    """Labels the images with the `prelabel` command."""
+    command = [Path(sys.executable).with_name("prelabel"), "run", images, "--output", output, "--model", spec.name]
+    for option, value in (("--weights", spec.weights), ("--score-threshold", spec.score_threshold)):
+        command += [] if value is None else [option, str(value)]
+    seconds = run_command(*command, *options)
+    commits = [json.loads(path.read_text()) for path in (output / "_manifest" / "commits").glob("*.json")]
+    ends = [(datetime.fromisoformat(one["committed"]).timestamp(), one["counts"]["images"]) for one in commits]
+    timings = [Counter(one["timings"]) for one in commits]
+    return ran(ends, workers, seconds, {name: sum(one[name] for one in timings) for name in timings[0]})
+
+
+def run_command(*command: str | Path) -> float:
+    """Seconds of a command that finds this module; what it says on standard error is shown where it fails."""
+    began = time.perf_counter()
+    told = subprocess.run(command, cwd=HERE, env=os.environ | {"PYTHONPATH": str(HERE)}, capture_output=True, text=True)
+    if told.returncode:
+        raise SystemExit(told.stderr)
+    return time.perf_counter() - began
+
+
+def ran(
+    ends: Iterable[tuple[float, int]], workers: int, seconds: float, timings: Mapping[str, float] | None = None
+) -> Ran:
+    """Images a second from the time when each worker has finished something until the last has.
+
+    Args:
+        ends: when so many images were finished, in seconds of a clock
+        workers: that work at the same time
+        seconds: of the whole command
+        timings: of what took them
+    """
+    ends = sorted(ends)
+    rate = sum(images for _, images in ends[workers:]) / (ends[-1][0] - ends[workers - 1][0])
+    return Ran(rate, seconds - sum(images for _, images in ends) / rate, timings or {})
