@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, NamedTuple
 
 import fsspec
 import numpy as np
@@ -23,6 +25,11 @@ _GAP = 1 << 20  # bytes between two images that are cheaper to read along than t
 _AHEAD = 1 << 20  # bytes that are read behind a header of a remote tar: small images lie there, with theirs
 _LONGEST_HEADER = 1 << 20  # bytes; PAX and GNU names are as long as they like
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gz bz2 xz zst lz4
+_NUMBERS = re.compile(
+    rb"(?:[0-7]{7}[\0 ]){3}([0-7]{11})[\0 ][0-7]{11}[\0 ]([0-7]{6})[\0 ]{2}([0x])"
+)  # from mode to type
+_DEVICE = re.compile(rb"(?:[0-7]{7}[\0 ]|\0{8}){2}")
+_TIMES = re.compile(rb"(?:[0-9]{2} [acm]time=[0-9.]{1,32}\n){1,3}\0*")
 _TOO_LARGE = Fetched(None, "too_large", "the member has more bytes than are allowed")
 
 logger = logging.getLogger(__name__)
@@ -55,11 +62,11 @@ class WebDatasetSource(Source):
                 key = escape(member.name)
                 if not is_image(key, self.options.include):
                     continue
-                if member.isreg():
+                if member.kind == "file":
                     seen[key] += 1
                     key = key if seen[key] == 1 else f"{key}#{seen[key]}"
-                    yield ImageRef(key, member.offset_data, member.size)
-                elif not member.isdir():
+                    yield ImageRef(key, member.offset, member.size)
+                elif member.kind != "folder":
                     links += 1
         if links:
             logger.warning("%s: %d links or devices with image names left out", shard.uri, links)
@@ -89,7 +96,16 @@ class _Headers:
         return self._file.read(size)
 
 
-def _members(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
+class _Member(NamedTuple):
+    """What a tar holds: the offset is that of the bytes; `kind` is "file", "folder" or "other"."""
+
+    name: str
+    offset: int
+    size: int
+    kind: str = "file"
+
+
+def _members(file: IO[bytes], size: int) -> Iterator[_Member]:
     """All members of a plain tar of `size` bytes, from their headers alone, which may lie about everything.
 
     `tarfile`'s own iteration ends quietly at a broken header, and at the first end mark of tars put behind each other;
@@ -107,21 +123,68 @@ def _members(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
         tar = tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
         while offset < size:
             headers.seek(offset)
-            if not headers.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            blocks = headers.read(3 * tarfile.BLOCKSIZE)
+            if not blocks[: tarfile.BLOCKSIZE].strip(b"\0"):
                 offset, ended = offset + tarfile.BLOCKSIZE, True
                 continue
-            headers.seek(offset)
-            member = tarfile.TarInfo.fromtarfile(tar)
-            if not offset < tar.offset <= size or member.size < 0:
-                raise tarfile.ReadError(f"{member.name:.99} would end at byte {tar.offset} of {size}")
-            offset, ended = tar.offset, False
-            if member.issparse():
-                raise tarfile.ReadError(f"{member.name:.99} is a sparse file, which is not supported")
+            member = None if tar.pax_headers else _plain_member(blocks, offset)
+            if member is not None:
+                end = member.offset + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            else:
+                headers.seek(offset)
+                member, end = _any_member(tar), tar.offset
+            if not offset < end <= size or member.size < 0:
+                raise tarfile.ReadError(f"{member.name:.99} would end at byte {end} of {size}")
+            offset, ended = end, False
             yield member
     except (tarfile.TarError, ValueError, RecursionError) as error:
         raise tarfile.ReadError(f"at byte {offset}: {error}") from error
     if not ended:
         raise tarfile.ReadError(f"no end mark at byte {size}")
+
+
+def _any_member(tar: tarfile.TarFile) -> _Member:
+    """The member whose header is next."""
+    found = tarfile.TarInfo.fromtarfile(tar)
+    if found.issparse():
+        raise tarfile.ReadError(f"{found.name:.99} is a sparse file, which is not supported")
+    kind = "file" if found.isreg() else "folder" if found.isdir() else "other"
+    return _Member(found.name, found.offset_data, found.size, kind)
+
+
+def _plain_member(blocks: bytes, offset: int) -> _Member | None:
+    """The file whose header, at an offset, is as most are, as `tarfile` reads it in five times as long; else None.
+
+    It may have an extended header before it that says no more than times, as webdataset's writer puts one.
+    """
+    if blocks[156:157] == b"x":
+        if _plain_header(blocks, b"x") is None or not _says_times_alone(blocks[512:1024]):
+            return None
+        blocks, offset = blocks[1024:], offset + 1024
+    found = _plain_header(blocks, b"0")
+    return _Member(found[0], offset + 512, found[1]) if found else None
+
+
+def _plain_header(block: bytes, kind: bytes) -> tuple[str, int] | None:
+    """Name and size, where the numbers are octal and the checksum is right."""
+    numbers = _NUMBERS.fullmatch(block, 100, 157)
+    if numbers is None or numbers[3] != kind or _DEVICE.fullmatch(block, 329, 345) is None or len(block) < 512:
+        return None
+    if int(numbers[2], 8) != _sum(block) - sum(block[148:156]) + sum(b" " * 8):
+        return None
+    name, prefix = block[:100].partition(b"\0")[0], block[345:500].partition(b"\0")[0]
+    whole = b"/".join((prefix, name)) if prefix else name
+    return whole.decode("utf-8", "surrogateescape"), int(numbers[1], 8)
+
+
+def _sum(block: bytes) -> int:
+    """Of 512 bytes, which is what the lower half of Adler-32 counts from 1 on, up to 65,520."""
+    return sum(zlib.adler32(half) & 0xFFFF for half in (block[:256], block[256:512])) - 2
+
+
+def _says_times_alone(block: bytes) -> bool:
+    records = block.rstrip(b"\0").splitlines(keepends=True)
+    return _TIMES.fullmatch(block) is not None and all(int(one[:2]) == len(one) for one in records)
 
 
 def _slices(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import re
@@ -343,6 +344,60 @@ def test_tars_that_are_not_plain(tmp_path: Path) -> None:
     for suffix in ("tar.gz", "tgz", "tar.zst"):
         (tmp_path / f"y.{suffix}").write_bytes(b"")
         assert "is compressed" in error(tmp_path / f"y.{suffix}")
+
+
+def members_of(data: bytes) -> list[tuple[str, int, int]]:
+    """Those that `tarfile` finds."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return [(one.name, one.offset_data, one.size) for one in tar if one.isreg()]
+
+
+def header(name: str, **changes: Any) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    for field, value in changes.items():
+        setattr(member, field, value)
+    return member
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_tars_of_every_writer(kind: int, tmp_path: Path) -> None:
+    """Whoever wrote it: plain headers, times as fractions (webdataset's), names beyond a header, numbers in binary."""
+    members = [
+        header("a.png"), header("folder/" * 20 + "b.png"), header("c.png", mtime=1.7e9 if kind else 0),
+        header("d.png", mtime=1_700_000_000.123 if kind == tarfile.PAX_FORMAT else 5), header("\udce9.png"),
+        header("e.png", uid=3_000_000 if kind != tarfile.USTAR_FORMAT else 1), header("é.png", uname="é"),
+        header("f.png", mtime=2.5 if kind == tarfile.PAX_FORMAT else 5, uid=7),
+    ]  # fmt: skip
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=kind, errors="surrogateescape") as tar:
+        for number, member in enumerate(members):
+            member.size = 100 * number
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+    (tmp_path / "x.tar").write_bytes(file.getvalue())
+    source = open_source(f"{tmp_path}/x.tar")
+    found = [(unescape(ref.key), *ref[1:]) for ref in source.index(next(source.shards()))]
+    assert found == members_of(file.getvalue())
+    assert len(found) == len(members)
+
+
+def test_headers_that_apply_to_all_that_follow(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", pax_headers={"path": "same.png"}) as tar:
+        tar.addfile(header("a.png"))
+        tar.addfile(header("b.png", mtime=0.5))
+    (tmp_path / "x.tar").write_bytes(file.getvalue())
+    assert keys(tmp_path / "x.tar") == ["same.png", "same.png#2"]
+
+
+@pytest.mark.parametrize("mtime", [1_700_000_000, 1_700_000_000.5])
+def test_every_damaged_byte_of_a_header_is_found(mtime: float, tmp_path: Path) -> None:
+    whole = tar_bytes([(header("a.png", mtime=mtime), b"")])
+    places = [place for place in range(len(whole.rstrip(b"\0")) + 1) if not 512 <= place < 1024 or mtime % 1 == 0]
+    for place in places[::7]:
+        broken = bytearray(whole)
+        broken[place] ^= 4
+        (tmp_path / "x.tar").write_bytes(broken)
+        assert "x.tar is damaged or cut off" in error(tmp_path / "x.tar")
 
 
 # Parquet
