@@ -13,6 +13,7 @@ from torchvision.models import ResNet18_Weights
 
 from prelabel.operators.base import ImageLabels, Model, Prediction, Proposals, Task
 from prelabel.operators.devices import torch_device
+from prelabel.operators.prepare import prepare
 from prelabel.schemas.categories import Category, CategorySet
 from prelabel.schemas.errors import ModelError, one_line
 
@@ -60,7 +61,7 @@ class ClassifierModel(Model):
         self.name, self.digest = name, digest
         self.tasks = frozenset({Task.CLASSIFY})
         self.device = torch_device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network = prepare(network, self.device)
         self.score_threshold = LEAST_SCORE if score_threshold is None else score_threshold
         self._preset: Any = preset or ResNet18_Weights.DEFAULT.transforms()
         count = self._count_outputs()

@@ -26,6 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
 from prelabel.operators.devices import torch_device
 from prelabel.operators.masks import MaskRuns, paste_runs
+from prelabel.operators.prepare import prepare
 from prelabel.schemas.categories import CategorySet, label_map, numbered
 from prelabel.schemas.errors import ModelError, one_line
 from prelabel.schemas.rle import area, bbox, encode
@@ -80,7 +81,7 @@ class DetectorModel(Model):
         """
         self.name, self.digest = name, digest
         self.device = torch_device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network = prepare(network, self.device)
         self.score_threshold = _set_threshold(network, score_threshold)
         self.categories, self._category_ids = _categories(name, categories, num_classes(network))
         self._num_keypoints = _num_keypoints(name, network, self.categories)

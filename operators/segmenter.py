@@ -18,6 +18,7 @@ from torchvision.transforms.functional import convert_image_dtype, normalize, re
 from prelabel.operators.base import Model, Prediction, Proposals, Task
 from prelabel.operators.devices import torch_device
 from prelabel.operators.label_maps import semantic_segments, upsampled_argmax
+from prelabel.operators.prepare import prepare
 from prelabel.schemas.categories import VOC, CategorySet, label_map, numbered
 from prelabel.schemas.errors import ModelError, one_line
 
@@ -59,7 +60,7 @@ class SegmenterModel(Model):
         self.name, self.digest = name, digest
         self.tasks = frozenset({Task.SEGMENT_SEMANTIC})
         self.device = torch_device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network = prepare(network, self.device)
         self.resize = resize
         self.categories, self._category_ids = _categories(categories, self._count_labels())
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 from safetensors.torch import load_file, save_file
+from stock import assert_equal, assert_same_pixels, stock
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models.detection import MaskRCNN
@@ -81,15 +81,9 @@ def test_things_are_stocks(model: ScenesModel, stock_network: MaskRCNN) -> None:
     for index in range(4):
         image = picture(index)
         (prediction,) = model.predict([image], ALL)
-        found = prediction.instances
-        with torch.inference_mode():
-            (expected,) = stock_network([image.float() / 255])
-        assert found is not None
-        assert found.masks is not None
-        np.testing.assert_allclose(found.boxes, expected["boxes"], atol=0.01)
-        np.testing.assert_array_equal(found.category_ids, expected["labels"])
-        masks = [np.asfortranarray(mask[0].numpy() > 0.5) for mask in expected["masks"]]
-        assert [mask.rle.counts for mask in found.masks] == [coco_mask.encode(one)["counts"].decode() for one in masks]
+        expected = stock(stock_network, image)
+        assert_equal(prediction.instances, expected)
+        assert_same_pixels(prediction.instances, expected["masks"])
 
 
 def stock_labels(network: MaskRCNN, head: SemanticHead, image: Tensor) -> np.ndarray:
