@@ -189,7 +189,7 @@ runtime_options = several(
         type=click.Choice(["shared", "each"]),
         help="Whether workers hold all models, or each model has its own. [default: shared]",
     ),
-    option("--workers", metavar="N|MIN:MAX", help="Processes with the model. [default: one per GPU, or per 4 CPUs]"),
+    option("--workers", metavar="N|MIN:MAX", help="Processes with the model. [default: one per GPU, or per CPU]"),
     option(
         "--gpus-per-worker",
         type=click.FloatRange(0),

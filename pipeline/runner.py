@@ -22,7 +22,7 @@ from prelabel.pipeline.labeling import Labeling, Todo
 from prelabel.pipeline.lock import Lock
 from prelabel.pipeline.manifest import Manifest
 from prelabel.pipeline.plan import plan_units, source_options
-from prelabel.pipeline.pool import pool_of
+from prelabel.pipeline.pool import Pool, pool_of
 from prelabel.pipeline.progress import Pace, Progress, Reporter
 from prelabel.pipeline.sources.base import Unit
 from prelabel.pipeline.sources.shards import check_planned
@@ -46,6 +46,7 @@ class DryRun:
     num_bytes: int
     tasks: tuple[str, ...]
     categories: CategorySet
+    pool: Pool
     calibration: Calibration | None = None
 
 
@@ -146,7 +147,7 @@ def dry_run(job: Job, progress: Reporter = id, trial_images: int = 0) -> DryRun:
             if trial_images:
                 spread.add(unit)
         calibration = calibrate(prepared.work, pool, spread.images(), images, progress) if trial_images else None
-    return DryRun(images, units, len(shards), size, prepared.tasks, prepared.categories, calibration)
+    return DryRun(images, units, len(shards), size, prepared.tasks, prepared.categories, pool, calibration)
 
 
 def _planned(job: Job, progress: Reporter) -> Iterator[Unit]:

@@ -199,7 +199,7 @@ def _print_summary(summary: Any, as_json: bool) -> int:
 def _print_dry_run(found: Any, price_per_hour: float | None, as_json: bool) -> None:
     names = [category.name for category in found.categories]
     facts = {"images": found.images, "units": found.units, "shards": found.shards, "bytes": found.num_bytes}
-    facts |= {"tasks": list(found.tasks), "categories": names}
+    facts |= {"tasks": list(found.tasks), "categories": names, "pool": asdict(found.pool)}
     trial = found.calibration
     if trial:
         facts["calibration"] = asdict(trial) | {"images_per_second_per_worker": trial.images_per_second_per_worker}
@@ -212,6 +212,7 @@ def _print_dry_run(found: Any, price_per_hour: float | None, as_json: bool) -> N
     lines = [
         f"would label {found.images:,} images ({found.num_bytes / 1e6:,.1f} MB as far as listed)",
         f"in {numbered(found.units, 'unit')} from {numbered(found.shards, 'shard')}: {', '.join(found.tasks)}",
+        f"by {found.pool}",
         *(_calibration_lines(trial, price_per_hour) if trial else ()),
         f"{len(names)} categories{': ' * bool(names)}{shown}; nothing was written",
     ]

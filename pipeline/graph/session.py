@@ -89,7 +89,10 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def resources() -> tuple[int, float]:
-    """Processors that actors may have, and GPUs, of the whole cluster; one processor is left to storage."""
+def resources() -> tuple[int, float, float]:
+    """Processors that actors may have, GPUs, and bytes of memory, of the whole cluster.
+
+    One processor is left to storage.
+    """
     found = ray.cluster_resources()
-    return max(1, int(found.get("CPU", 1)) - 1), float(found.get("GPU", 0))
+    return max(1, int(found.get("CPU", 1)) - 1), float(found.get("GPU", 0)), float(found.get("memory", 0))

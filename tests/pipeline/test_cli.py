@@ -20,6 +20,7 @@ from jobs import job_of, pending, work, write_images, write_job
 from prelabel.pipeline import Summary, cli, runner
 from prelabel.pipeline.calibrate import Calibration
 from prelabel.pipeline.lock import Lock
+from prelabel.pipeline.pool import Pool
 from prelabel.pipeline.storage import Storage
 from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.job import Job
@@ -318,11 +319,14 @@ def test_trial_is_told_with_what_the_job_will_cost(prelabel: Prelabel, monkeypat
     trial = Calibration(64, 3, 4, 8.0, 125.0, {"read": 1.0})
 
     def dry_run(job: Job, progress: object, trial_images: int) -> runner.DryRun:
-        return runner.DryRun(3_600_000, 7032, 9, 10**9, ("detect",), CategorySet([]), trial if trial_images else None)
+        pool = Pool(((0,),), 4, 4, 1, 0, 1)
+        calibration = trial if trial_images else None
+        return runner.DryRun(3_600_000, 7032, 9, 10**9, ("detect",), CategorySet([]), pool, calibration)
 
     monkeypatch.setattr(runner, "dry_run", dry_run)
     people = prelabel(*GIVEN, "--dry-run", "--calibrate", 64, "--price-per-hour", 2.5)
     assert people.code == 0
+    assert "by 4 workers with 1 thread, batches of up to 1" in people.err
     assert "64 images on trial, of which 3 failed: 8.00 images/s by 4 workers, 2.00 each" in people.err
     assert "the whole job: about 5 d 5 h, 312.50 at 2.5 an hour" in people.err
     programs = json.loads(prelabel(*GIVEN, "--dry-run", "--calibrate", 64, "--price-per-hour", 2.5, "--json").out)
