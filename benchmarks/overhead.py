@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,19 +31,18 @@ import numpy as np
 import torch
 import workload
 from measure import REPEATS, in_turn, print_table, ratios, spread
+from workload import POOL
 
 from prelabel.operators.base import Task
 from prelabel.operators.images import decode
 from prelabel.operators.models import ModelSpec, load_model
 from prelabel.pipeline.dataset import open_dataset
-from prelabel.pipeline.pool import pool_of
-from prelabel.schemas.job import Runtime
 
 SIZE = 480, 640
-UNITS = 10
-COMPARED = 4
+UNITS = 8
+COMPARED = 2
 """Images whose rows are compared with the loop's predictions."""
-POOL = pool_of(Runtime(), 1, os.cpu_count() or 1, 0)
+POOL = pool_of(Runtime(), 1, os.cpu_count() or 1, 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 """Workers, threads and batches of a job by default."""
 
 
@@ -61,8 +59,8 @@ class Case:
 
 CASES = (
     Case("mask_rcnn", "python:workload:mask_rcnn", "annotations", 2, 0.97),
-    Case("ssdlite", "python:workload:ssdlite", "annotations", 96, 0.90),
-    Case("lraspp", "torchvision:lraspp_mobilenet_v3_large", "segments", 32, 0.90),
+    Case("ssdlite", "python:workload:ssdlite", "annotations", 64, 0.90),
+    Case("lraspp", "torchvision:lraspp_mobilenet_v3_large", "segments", 24, 0.90),
     Case("nothing", "python:workload:nothing", "annotations", 512, 0.75),
 )
 
@@ -157,9 +155,8 @@ def measured(case: Case, folder: Path, unit: int, repeats: int) -> list[str]:
     with _loops(case, spec, pictures[: max(unit, 2 * COMPARED)]) as loops:
         job()  # the first compiles
         _check(case, loops("found")[0], _rows(folder / "labels-0", case.table))
-        found = in_turn(
-            {"job": job, "bare": lambda: sum(loops("bare")), "stock": lambda: sum(loops("by_stock"))}, repeats
-        )
+        ways = {"job": job, "bare": lambda: sum(loops("bare")), "stock": lambda: sum(loops("by_stock"))}
+        found = in_turn(ways, repeats)
     share = ratios(found["job"], found["bare"])
     return [
         case.name,

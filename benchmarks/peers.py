@@ -4,12 +4,17 @@
 
 The scripts are in peers/: as_documented.py is what Ray's own example leads to, tuned.py is what an afternoon makes of
 it. All read the same JPEGs in a folder and the same weights, find at most 20 objects an image with masks, and write
-Parquet; the job is the `prelabel` command with this machine's defaults. First what they found is compared: an object is
-the same in both where its category is, its box within 0.01 pixels, its score within 1e-3, its mask but for 1 % of the
-union. The rest are near ties: a score or an overlap on one side of a threshold here, and on the other side there.
+Parquet; the job is the `prelabel` command with this machine's defaults.
+
+First what they found is compared: an object is the same where its category is, its box within 0.01 pixels, its score
+within 1e-3, and its mask but for 1 % of the union. The rest are near ties: rounding that put a box, a score or a pixel
+on the other side of a limit. It is an error where more than 2 % are not even within a pixel.
 
 Images a second are of the steady state: from when each worker has finished a unit (of the scripts: a batch) until the
-last has. What the command takes besides is told apart, for it is the same for ten images and for a million.
+last has. What the command takes besides is told apart, for it is the same for ten images and for a million. The script
+as documented is measured once, for it takes long.
+
+bf16 needs a processor with such instructions; where there are none, one run shows what becomes of it.
 
 Weights are made up, see workload.py. Not shown: reading from a bucket, a GPU, and several machines.
 """
@@ -31,16 +36,15 @@ import pyarrow.dataset as ds
 import workload
 from measure import REPEATS, in_turn, print_table, ratios, spread
 from pycocotools import mask as coco_mask
+from workload import POOL
 
 from prelabel.operators.models import ModelSpec
 from prelabel.pipeline.dataset import open_dataset
-from prelabel.pipeline.pool import pool_of
-from prelabel.schemas.job import Runtime
 
 SCRIPTS = workload.HERE / "peers"
 CPUS = os.cpu_count() or 1
-POOL = pool_of(Runtime(), 1, CPUS, 0)
-UNITS = 10
+POOL = pool_of(Runtime(), 1, CPUS, 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+UNITS = 8
 MASK_IOU = 0.99
 
 
@@ -62,9 +66,9 @@ class Case:
 CASES = (
     Case("mask_rcnn", "mask_rcnn", (480, 640), 2, 1.5),
     Case("mask_rcnn-bf16", "mask_rcnn", (480, 640), 2, 3.0, ("--precision", "bf16")),
-    Case("light", "light_mask_rcnn", (1080, 1920), 12, 3.0),
+    Case("light", "light_mask_rcnn", (1080, 1920), 8, 3.0),
 )
-SLOW_BF16 = "no bf16 instructions here: slow by nature, and left out; name it to see"
+HAS_BF16 = "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True
 
 
 @dataclass(frozen=True)
@@ -108,22 +112,24 @@ def of_script(output: Path, size: tuple[int, int]) -> dict[str, Found]:
     }
 
 
-def differing(ours: Mapping[str, Found], theirs: Mapping[str, Found]) -> Counter[str]:
-    """How many objects are the same, and how many only one side has, or has another mask for."""
+def compared(ours: Mapping[str, Found], theirs: Mapping[str, Found]) -> Counter[str]:
+    """How many objects there are, are near (within a pixel), and are the same."""
     assert ours.keys() == theirs.keys(), "other images"
     told: Counter[str] = Counter()
     for key, mine in ours.items():
         found = theirs[key]
-        near = np.abs(mine.boxes[:, None] - found.boxes[None]).max(2, initial=0) <= 0.01
-        near &= np.abs(mine.scores[:, None] - found.scores[None]) <= 1e-3
-        near &= mine.labels[:, None] == found.labels[None]
-        pairs = [(one, int(np.argmax(row))) for one, row in enumerate(near) if row.any()]
-        ious = [coco_mask.iou([mine.masks[a]], [found.masks[b]], [0])[0, 0] for a, b in pairs]
-        told["same"] += sum(
-            iou >= MASK_IOU or not coco_mask.area(mine.masks[a]) for (a, _), iou in zip(pairs, ious, strict=True)
-        )
         told["all"] += max(len(mine.labels), len(found.labels))
+        apart = np.abs(mine.boxes[:, None] - found.boxes[None]).max(2)
+        apart += 1e6 * (mine.labels[:, None] != found.labels[None])
+        for one, other in enumerate(apart.argmin(1) if apart.size else ()):
+            told["near"] += int(apart[one, other] <= 1)
+            is_close = apart[one, other] <= 0.01 and abs(mine.scores[one] - found.scores[other]) <= 1e-3
+            told["same"] += int(is_close and _are_alike(mine.masks[one], found.masks[other]))
     return told
+
+
+def _are_alike(one: dict[str, object], other: dict[str, object]) -> bool:
+    return one["counts"] == other["counts"] or coco_mask.iou([one], [other], [0])[0, 0] >= MASK_IOU
 
 
 class Ways:
@@ -166,21 +172,24 @@ def measured(case: Case, folder: Path, unit: int, repeats: int) -> list[str]:
     ways = Ways(case, folder, unit)
     outputs = [ways.output(way) for way in ways.ran]
     ways.job(), ways.tuned(), ways.as_documented()  # compiled, and in the page cache
-    mine, *theirs = of_job(outputs[0]), *(of_script(one, case.size) for one in outputs[1:])
-    told = [differing(mine, one) for one in theirs]
-    if "bf16" not in case.options:
-        assert told[0]["same"] >= 0.9 * told[0]["all"], f"{case.name}: not the same work: {told[0]}"
-    found = in_turn({"job": ways.job, "tuned": ways.tuned, "as documented": ways.as_documented}, repeats)
+    mine, tuned, documented = of_job(outputs[0]), *(of_script(one, case.size) for one in outputs[1:])
+    told = compared(mine, tuned)
+    if not case.options:
+        for some in (told, compared(mine, documented)):
+            assert some["near"] >= 0.98 * some["all"], f"{case.name}: not the same work: {dict(some)}"
+    found = in_turn({"job": ways.job, "tuned": ways.tuned}, repeats)
     share = ratios(found["job"], found["tuned"])
-    rests = [f"{median(one.rest for one in some[1:]):.0f}" for some in ways.ran.values()]
+    once = ways.ran["as documented"][0].rate
+    slow = "" if HAS_BF16 or not case.options else ", without bf16 instructions"
     return [
-        f"{case.name}, {case.size[0]} x {case.size[1]}",
-        *(spread(found[way]) for way in ways.ran),
+        f"{case.name}, {case.size[0]} x {case.size[1]}{slow}",
+        spread(found["job"]),
+        spread(found["tuned"]),
         spread(share, ".2f"),
         f"{case.goal}" + ("" if median(share) >= case.goal else " missed"),
-        spread(ratios(found["job"], found["as documented"]), ".2f"),
-        " / ".join(rests) + " s",
-        f"{told[0]['same']} of {told[0]['all']}",
+        f"{once:.3g}, {median(found['job']) / once:.2f}",
+        " / ".join(f"{median(one.rest for one in some):.0f}" for some in ways.ran.values()) + " s",
+        f"{told['same']} of {told['all']} (near: {told['near']})",
     ]
 
 
@@ -195,9 +204,10 @@ def main() -> None:
     for case in CASES:
         if case.name in wanted:
             with tempfile.TemporaryDirectory() as folder:
-                unit = max(1, case.unit // 4) if given.quick else case.unit
-                rows.append(measured(case, Path(folder), unit, 1 if given.quick else REPEATS))
-    columns = ["network", "job, images/s", "tuned", "as documented", "job / tuned", "goal", "job / documented"]
+                is_slow = given.quick or bool(case.options and not HAS_BF16)
+                unit = max(1, case.unit // 4) if is_slow else case.unit
+                rows.append(measured(case, Path(folder), unit, 1 if is_slow else REPEATS))
+    columns = ["network", "job, images/s", "tuned", "job / tuned", "goal", "as documented, job / that"]
     print_table("Jobs against scripts on Ray Data", [*columns, "start and end", "same objects"], rows)
 
 

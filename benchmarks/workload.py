@@ -34,11 +34,15 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
 from prelabel.operators.models import ModelSpec
+from prelabel.pipeline.pool import pool_of
 from prelabel.pipeline.scenes import make_scene
 from prelabel.schemas.categories import Category, CategorySet
+from prelabel.schemas.job import Runtime
 
 HERE = Path(__file__).parent
 PHOTOS = HERE.parents[1] / "shared" / "data" / "photos"
+POOL = pool_of(Runtime(), 1, os.cpu_count() or 1, 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+"""Workers, threads and batches of a job by default, on a machine without a GPU."""
 CLASSES = 91
 OBJECTS = 20
 CANDIDATES = 150
@@ -48,7 +52,7 @@ LEAST_OF_A_PHOTO = 0.6
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """JPEGs of that (height, width): pieces of the photographs at hand, half of them mirrored; else of generated scenes."""
+    """JPEGs of that (height, width): pieces of the photographs at hand, half of them mirrored; else of scenes."""
     folder.mkdir(parents=True)
     photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*"))] if PHOTOS.is_dir() else []
     photos = photos or [Image.fromarray(make_scene(0, index).image) for index in range(10)]
@@ -129,7 +133,7 @@ def spec_of(name: str, model: str, folder: Path) -> ModelSpec:
     """The model, with settled weights in the folder; None where it is none of torchvision's."""
     if name == "nothing":
         return ModelSpec(model, path=str(HERE))
-    photos = [pixels(path) for path in sorted(write_pictures(folder / "settle", 2, (480, 640)).glob("*"))]
+    photos = [pixels(path) for path in sorted(write_pictures(folder / "settle", 10, (240, 320)).glob("*"))]
     torch.manual_seed(0)
     network = globals()[name]()
     threshold = settle(network, photos)
@@ -182,14 +186,25 @@ def settle(network: nn.Module, photos: Sequence[Tensor]) -> float:
 
 
 def _settle_mask_rcnn(network: Any, look: Callable[[], None], photos: int) -> float:
-    heads = network.roi_heads
-    kernel = heads.mask_predictor.conv5_mask.weight
-    kernel.copy_(kernel.mean((2, 3), keepdim=True).expand_as(kernel))  # else its 2 x 2 pixels are noise
-    _spread({network.rpn.head.cls_logits: (0.0, 2.0), network.rpn.head.bbox_pred: (0.0, 0.3)}, look)
-    predictor = heads.box_predictor
+    pyramid, heads = network.backbone.fpn, network.roi_heads
+    box_head, predictor, mask_predictor = heads.box_head, heads.box_predictor, heads.mask_predictor
+    # Layer by layer, lest what is common to all places drowns what differs, and rounding counts for much.
+    for layers in (
+        [block[0] for block in pyramid.inner_blocks],
+        [block[0] for block in pyramid.layer_blocks],
+        [block[0] for block in network.rpn.head.conv],
+    ):
+        _spread(dict.fromkeys(layers, (0.0, 1.0)), look)
+    _spread({network.rpn.head.cls_logits: (0.0, 2.0), network.rpn.head.bbox_pred: (0.0, 0.2)}, look)
+    for layer in (box_head.fc6, box_head.fc7):
+        _spread({layer: (0.0, 1.0)}, look)
     heads.score_thresh = _settle_scores([predictor.cls_score], [predictor.bbox_pred], look, photos)
-    _spread({heads.mask_predictor.mask_fcn_logits: (0.0, 3.0)}, look)
-    return heads.score_thresh
+    kernel = mask_predictor.conv5_mask.weight
+    kernel.copy_(kernel.mean((2, 3), keepdim=True).expand_as(kernel))  # else its 2 x 2 pixels are noise
+    for layer in heads.mask_head:
+        _spread({layer[0]: (0.0, 1.0)}, look)
+    _spread({mask_predictor.mask_fcn_logits: (0.0, 3.0)}, look)
+    return float(heads.score_thresh)
 
 
 def _settle_scores(
@@ -276,7 +291,7 @@ def run_command(*command: str | Path) -> float:
 def ran(
     ends: Iterable[tuple[float, int]], workers: int, seconds: float, timings: Mapping[str, float] | None = None
 ) -> Ran:
-    """Images a second from the time when each worker has finished something until the last has.
+    """Of work whose steady state is from the time when each worker has finished something until the last has.
 
     Args:
         ends: when so many images were finished, in seconds of a clock
