@@ -42,8 +42,6 @@ SIZE = 480, 640
 UNITS = 8
 COMPARED = 2
 """Images whose rows are compared with the loop's predictions."""
-POOL = pool_of(Runtime(), 1, os.cpu_count() or 1, 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-"""Workers, threads and batches of a job by default."""
 
 
 @dataclass(frozen=True)

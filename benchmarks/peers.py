@@ -43,7 +43,6 @@ from prelabel.pipeline.dataset import open_dataset
 
 SCRIPTS = workload.HERE / "peers"
 CPUS = os.cpu_count() or 1
-POOL = pool_of(Runtime(), 1, CPUS, 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 UNITS = 8
 MASK_IOU = 0.99
 
