@@ -26,6 +26,8 @@ from prelabel.schemas.tables import TABLES
 
 ROUNDING = 1e-3
 """Pixels: what reaches over a border by less is what float32 makes of the border."""
+OF_IMAGES = ["image_id", "key", "shard", "width", "height", "status", "num_annotations"]
+"""What the checks of objects ask of their images."""
 THREADS = 2
 """Parts are read and checked so many at a time, while the rows of another one are written."""
 
@@ -63,7 +65,7 @@ class GatedDataset(LabelDataset):
     def _passed(self, name: str, unit: int, part: str, images_part: str) -> pa.Table:
         """The rows of a part, once they have been checked."""
         rows = self._whole(name, part)
-        images = rows if name == "images" else self._whole("images", images_part)
+        images = rows if name == "images" else self._whole("images", images_part, OF_IMAGES)
         for wrong in self._check(name, rows, images, unit):
             if len(wrong.rows):
                 row = int(wrong.rows[0])
@@ -83,8 +85,9 @@ class GatedDataset(LabelDataset):
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(self.categories, tuple(one.get("name", "") for one in self.record.models))
 
-    def _whole(self, name: str, part: str) -> pa.Table:
-        return pa.Table.from_batches(self.read_parts(name, [part]), TABLES[name])
+    def _whole(self, name: str, part: str, columns: list[str] | None = None) -> pa.Table:
+        schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(one) for one in columns])
+        return pa.Table.from_batches(self.read_parts(name, [part], columns=columns), schema)
 
     def _check(self, name: str, rows: pa.Table, images: pa.Table, unit: int) -> Iterator[Wrong]:
         if not len(images):
