@@ -6,16 +6,13 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
-
 REPEATS = 5
 PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "pycocotools")
-console = Console(width=120)
+WIDTH = 120
 
 
 def machine(packages: Sequence[str] = PACKAGES) -> str:
@@ -24,9 +21,16 @@ def machine(packages: Sequence[str] = PACKAGES) -> str:
     names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in told.replace("\n", " ")]
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
     processor = f"{names[0] if names else platform.machine()} x {os.cpu_count()} ({' '.join(wide)})"
     return f"{processor}, {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(none)"
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -56,8 +60,14 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output, under the machine that it was measured on."""
+    """A table on standard output, under the machine that it was measured on; plain where there is no rich."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(title, *("\t".join(row) for row in (columns, *rows)), machine(), sep="\n")
+        return
     table = Table(*columns, title=title, caption=machine(), title_justify="left", caption_justify="left")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    Console(width=WIDTH).print(table)
