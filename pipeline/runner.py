@@ -63,7 +63,7 @@ def run(job: Job, progress: Reporter = id) -> Summary:
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
-        pool = pool_of(job.runtime, len(job.labels.models), *graph.resources())
+        pool = _pool(prepared)
         units = _begun(_planned(job, progress))
         manifest.storage.check_writable()
         with Lock(manifest.storage, on_lost=_interrupt) as lock:
@@ -115,7 +115,7 @@ def resume(
             prepared = _prepare(record.job)
             _check_unchanged(record, prepared)
             todo = _check_sources(manifest, record, _todo(manifest, record, retry_failed))
-            pool = pool_of(record.job.runtime, len(record.models), *graph.resources())
+            pool = _pool(prepared)
             kept = Labeling(manifest, record, prepared.work, pool, lock, progress).label(todo)
     return replace(summarize(manifest, record, time.monotonic() - began), kept_units=kept)
 
@@ -137,7 +137,7 @@ def dry_run(job: Job, progress: Reporter = id, trial_images: int = 0) -> DryRun:
     progress(Progress("start"))
     with graph.cluster(job.runtime.address):
         prepared = _prepare(job)
-        pool = pool_of(job.runtime, len(job.labels.models), *graph.resources())
+        pool = _pool(prepared)
         images = units = size = 0
         shards: set[str] = set()
         spread = Spread(trial_images)
@@ -148,6 +148,16 @@ def dry_run(job: Job, progress: Reporter = id, trial_images: int = 0) -> DryRun:
                 spread.add(unit)
         calibration = calibrate(prepared.work, pool, spread.images(), images, progress) if trial_images else None
     return DryRun(images, units, len(shards), size, prepared.tasks, prepared.categories, pool, calibration)
+
+
+def _pool(prepared: _Prepared) -> Pool:
+    from prelabel.pipeline import graph
+
+    job = prepared.job
+    pool = pool_of(job.runtime, len(job.labels.models), *graph.resources())
+    if job.labels.precision == "bf16" and not (pool.gpus or prepared.description.has_bf16):
+        logger.warning("this processor has no bfloat16 arithmetic: --precision float32 is many times faster here")
+    return pool
 
 
 def _planned(job: Job, progress: Reporter) -> Iterator[Unit]:

@@ -50,6 +50,7 @@ class Description:
         tables: folders that the job writes
         categories_json: of all models
         versions: of the packages that results depend on
+        has_bf16: whether the processor that looked has arithmetic of that kind
     """
 
     asked: tuple[tuple[str, ...], ...]
@@ -59,6 +60,7 @@ class Description:
     tables: tuple[str, ...]
     categories_json: str
     versions: dict[str, str]
+    has_bf16: bool
 
 
 def describe(question: Question) -> Description:
@@ -81,6 +83,7 @@ def describe(question: Question) -> Description:
 
 def _describe(question: Question) -> Description | PrelabelError:
     from prelabel.operators.models import load_model
+    from prelabel.operators.precision import has_bf16
     from prelabel.operators.registry import assign, operators_for
     from prelabel.schemas.categories import unite
 
@@ -99,6 +102,7 @@ def _describe(question: Question) -> Description | PrelabelError:
         tuple(sorted({"images", *(operator.table for operator in operators)})),
         categories.to_json(),
         dict(_versions()),
+        has_bf16(),
     )
 
 

@@ -32,6 +32,7 @@ DESCRIPTION = graph.Description(
     tables=("annotations", "images"),
     categories_json=CATEGORIES.to_json(),
     versions={},
+    has_bf16=True,
 )
 
 
