@@ -48,7 +48,6 @@ from measure import in_turn, print_table, ratios, seconds, spread
 from review import MODEL, record_of, table_of
 from scale_job import MASK, write_job
 
-from prelabel.pipeline import graph
 from prelabel.pipeline.dataset import LabelDataset
 from prelabel.pipeline.exports import exporter_of
 from prelabel.pipeline.labeling import Labeling, Todo
@@ -239,6 +238,8 @@ def cost_of_units(folder: Path, count: int) -> Any:
 
 def label_nothing(folder: str, output: str, count: int) -> dict[str, float]:
     """The loop of `run` over units of four images, each written as soon as it is asked for."""
+    from prelabel.pipeline import graph  # which imports ray, and the other measurements need none
+
     listed = Path(f"{output}.txt")
     listed.write_text("".join(f"{folder}/{k}.jpg\n" for k in range(4 * count)))
     manifest = Manifest(Storage(output))

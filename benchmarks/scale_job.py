@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,13 @@ from prelabel.schemas.job import Job, JobRecord
 from prelabel.schemas.tables import ANNOTATIONS, ROWS_PER_IMAGE, SEGMENTATION
 
 IMAGES_OF_A_UNIT = 500
+MASKS = 2_000
+"""Different ones: more than a row group has rows, so that Parquet does not write each once and a number for it."""
 
 
-def some_masks(number: int) -> pa.Array:
-    """Different ellipses, as many small ones as large ones."""
+@cache
+def some_masks(number: int) -> pa.Table:
+    """Different ellipses, as many small ones as large ones, with their boxes and areas."""
     rng, masks = np.random.default_rng(1), []
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     for _ in range(number):
@@ -35,14 +38,14 @@ def some_masks(number: int) -> pa.Array:
         inside = ((y - top) / high) ** 2 + ((x - left) / wide) ** 2 < 1
         counts = coco_mask.encode(np.asfortranarray(inside.view(np.uint8)))["counts"].decode()
         masks.append({"size": [HEIGHT, WIDTH], "counts": counts})
-    return pa.array(masks, SEGMENTATION)
+    return measured(pa.array(masks, SEGMENTATION))
 
 
-MASK = measured(some_masks(1))
+MASK = some_masks(1)
 
 
 def write_job(folder: Path, units: int) -> None:
-    """A job of so many units, of 500 images with ten objects each: 5,000 different masks, the same in each unit."""
+    """A job of so many units, of 500 images with ten objects each; all units have the same masks."""
     folder.mkdir(parents=True)
     images = units * IMAGES_OF_A_UNIT
     (folder / "images.txt").write_text("".join(f"{folder}/{k:07d}.jpg\n" for k in range(images)))
@@ -53,7 +56,7 @@ def write_job(folder: Path, units: int) -> None:
     record: JobRecord = record_of(job, images, units)
     manifest.write_job(record.model_copy(update={"categories": CATEGORIES.to_coco()}))
     number = IMAGES_OF_A_UNIT * OBJECTS
-    columns = objects_of(np.arange(IMAGES_OF_A_UNIT), OBJECTS, measured(some_masks(number)), 0)
+    columns = objects_of(np.arange(IMAGES_OF_A_UNIT), OBJECTS, some_masks(MASKS), 0)
     rows = table_of(columns | {"keypoints": pa.nulls(number, ANNOTATIONS.field("keypoints").type)}, ANNOTATIONS)
     write = partial(_write_unit, manifest, rows)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
