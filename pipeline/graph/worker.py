@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -31,6 +31,8 @@ DECODE_THREADS = 8
 
 
 SECONDS_TO_TELL = 10
+SECONDS_BETWEEN = 0.2
+"""Of what a worker tells of its progress, unless an image failed."""
 CANNOT_LOAD = "workers die again and again while they load their models: are they short of memory? try fewer --workers"
 
 
@@ -107,6 +109,14 @@ def _with_seconds(block: pa.Table, seconds: dict[str, float]) -> pa.Table:
     return block.append_column("timings", pa.array([json.dumps(seconds)] * len(block), pa.string()))
 
 
+class Untold(NamedTuple):
+    """What a worker has done since it last told the counter: images, those that failed, and seconds of the models."""
+
+    images: int = 0
+    failed: int = 0
+    busy: float = 0.0
+
+
 class Worker:
     """An actor that holds some of the models: adds their findings to a unit's block.
 
@@ -148,13 +158,21 @@ class Worker:
             progress=self._tell,
             watchdog=Watchdog(work.image_timeout, self._tell_stuck),
         )
-        self.block = 0
+        self.block, self.untold, self.told_at = 0, Untold(), 0.0
         work.counter.hello.remote(self.identity)
 
     def _tell(self, advance: Any) -> None:
         images, failed = (advance.images, advance.failed) if self.is_last else (0, 0)
-        self.work.counter.add.remote(self.block, images, failed, sum(advance.seconds.values()))
         metrics().looked(images, failed, advance.seconds)
+        before, busy = self.untold, sum(advance.seconds.values())
+        self.untold = Untold(before.images + images, before.failed + failed, before.busy + busy)
+        if failed or perf_counter() - self.told_at > SECONDS_BETWEEN:
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        """A message for each image would keep a processor busy where models are quick."""
+        self.work.counter.add.remote(self.block, *self.untold)
+        self.untold, self.told_at = Untold(), perf_counter()
 
     def _tell_stuck(self, image_ids: list[int]) -> None:
         ray.get(self.work.counter.stuck.remote(self.block, self.group, image_ids), timeout=SECONDS_TO_TELL)
@@ -163,8 +181,11 @@ class Worker:
         """The block with these models' findings; after the last model one row, with the unit's tables."""
         self.block = block["block"][0].as_py()
         self.work.begin(self.block, self.group)
-        with failure_recorded(self.work, block["unit"][0].as_py()):
-            after = self._look(block)
+        try:
+            with failure_recorded(self.work, block["unit"][0].as_py()):
+                after = self._look(block)
+        finally:
+            self._tell_all()
         self.work.counter.end.remote(self.block, self.group)
         return after
 
