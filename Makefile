@@ -12,7 +12,10 @@ TESTS_datumaro := tests/tools/test_datumaro.py tests/tools/test_supervision.py
 TESTS_label-studio := tests/tools/test_real_label_studio.py
 TESTS_ultralytics := tests/tools/test_supervision.py
 
-.PHONY: help install demo test test-tools soak browser lint format benchmark clean
+# Each says what it shows; ARGS=--quick tries it.
+BENCHES := masks forward sweep overhead peers scale
+
+.PHONY: help install demo test test-tools soak browser lint format bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -61,8 +64,10 @@ format: install  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: install  ## Print how fast masks are made, against the stock way
-	PYTHONSAFEPATH=1 $(BIN)/python benchmarks/masks.py
+bench: $(BENCHES:%=bench-%)  ## Run all benchmarks, which takes an hour or two; `make bench-masks` runs one
+
+bench-%: install
+	PYTHONPATH=benchmarks PYTHONSAFEPATH=1 $(BIN)/python benchmarks/$*.py $(ARGS)
 
 clean:  ## Remove what the other targets have made
 	rm -rf .venv .tools .namespace prelabel-demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
