@@ -24,6 +24,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
+from prelabel.operators.batched import batch_postprocessing, takes_bytes
 from prelabel.operators.devices import torch_device
 from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.operators.prepare import prepare
@@ -82,6 +83,7 @@ class DetectorModel(Model):
         self.name, self.digest = name, digest
         self.device = torch_device(device)
         self.network = prepare(network, self.device)
+        batch_postprocessing(self.network)
         self.score_threshold = _set_threshold(network, score_threshold)
         self.categories, self._category_ids = _categories(name, categories, num_classes(network))
         self._num_keypoints = _num_keypoints(name, network, self.categories)
@@ -117,8 +119,9 @@ class DetectorModel(Model):
     def _to_input(self, image: Tensor) -> Tensor:
         if self.device.type == "cuda":
             image = image.pin_memory()
+        image = image.to(self.device, non_blocking=True)
         # by a tensor: a GPU multiplies with the reciprocal of a Python number, which rounds otherwise than `ToTensor`
-        return image.to(self.device, non_blocking=True).float() / self._range
+        return image if takes_bytes(self.network) else image.float() / self._range
 
     def _proposals(self, proposed: list[_Proposed], sizes: list[tuple[int, int]]) -> list[Proposals | None]:
         """What the region proposal network kept, best first already, in pixels of the images."""
