@@ -64,7 +64,7 @@ def without_ray(seconds: float = 0) -> Iterator[None]:
 
     changes: dict[str, Callable[..., Any]] = {
         "cluster": lambda address: nullcontext(),
-        "resources": lambda: (1, 0.0),
+        "resources": lambda: (1, 0.0, 2.0**40),
         "describe": lambda question: DESCRIPTION,
         "label_wave": label_wave,
     }

@@ -89,7 +89,7 @@ def command(*arguments: str, cwd: Path = HERE) -> subprocess.Popen[str]:
 def test_a_job_from_images_to_tables(tmp_path: Path) -> None:
     source, output = source_of(tmp_path / "in"), str(tmp_path / "out")
     seen: list[Progress] = []
-    summary = run(Job.of(source, output=output, unit_images=6, **CHANNELS), seen.append)
+    summary = run(Job.of(source, output=output, unit_images=6, workers="1", **CHANNELS), seen.append)
     assert (summary.images, summary.labeled, summary.units, summary.committed) == (20, 20, 4, 4)
     assert summary.exit_code == 0
     end = seen[-1]
@@ -232,9 +232,10 @@ def test_what_cannot_run_is_said_before_anything_is_written(tmp_path: Path) -> N
 def test_trial_says_how_fast_a_job_will_be_and_writes_nothing(tmp_path: Path) -> None:
     source, output = source_of(tmp_path / "in", 30), tmp_path / "out"
     (tmp_path / "in" / "picture 000 broken.png").touch()
-    found = dry_run(Job.of(source, output=str(output), unit_images=7, **CHANNELS), trial_images=16)
+    found = dry_run(Job.of(source, output=str(output), unit_images=7, workers="1", **CHANNELS), trial_images=16)
     trial = found.calibration
     assert (found.images, found.units) == (31, 5)
+    assert str(found.pool).startswith("a worker with ")
     assert trial is not None
     assert (trial.images, trial.failed, trial.workers) == (16, 1, 1)
     assert trial.hours == pytest.approx(31 / trial.images_per_second / 3600)
