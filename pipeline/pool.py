@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from prelabel.schemas.errors import UserError
 from prelabel.schemas.job import Runtime
 
-MEMORY_PER_WORKER = 2 * 2**30
+MEMORY_PER_WORKER = 3 * 2**30
 """Bytes that a worker without a GPU should find for its models and images, unless the user says how many workers."""
 
 

@@ -16,12 +16,12 @@ ROOMY = 999 * GIB
     ("cluster", "runtime", "words"),
     [
         ((2, 0, ROOMY), {}, "2 workers with 1 thread, batches of up to 1"),
-        ((16, 0, 9 * GIB), {}, "4 workers with 4 threads, batches of up to 1"),
+        ((16, 0, 13 * GIB), {}, "4 workers with 4 threads, batches of up to 1"),
         ((2, 0, GIB), {}, "a worker with 2 threads, batches of up to 1"),
         ((16, 0, ROOMY), {"workers": "4"}, "4 workers with 4 threads, batches of up to 1"),
         ((16, 0, ROOMY), {"workers": "2:4", "cpus_per_worker": 1}, "2 to 4 workers with 1 thread, batches of up to 1"),
         ((16, 2, ROOMY), {}, "2 workers with 8 threads and 1 GPU, batches of up to 8"),
-        ((16, 0, 8 * GIB), {"pools": "each"}, "2 workers for each model with 4 threads, batches of up to 1"),
+        ((16, 0, 12 * GIB), {"pools": "each"}, "2 workers for each model with 4 threads, batches of up to 1"),
     ],
 )
 def test_default_is_a_worker_per_gpu_or_per_processor_that_has_memory(
