@@ -64,7 +64,7 @@ format: install  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCHES:%=bench-%)  ## Run all benchmarks, which takes an hour or two; `make bench-masks` runs one
+bench: $(BENCHES:%=bench-%)  ## Run all benchmarks, which takes hours; `make bench-masks` runs one
 
 bench-%: install
 	PYTHONPATH=benchmarks PYTHONSAFEPATH=1 $(BIN)/python benchmarks/$*.py $(ARGS)

@@ -39,6 +39,7 @@ from pycocotools import mask as coco_mask
 from workload import POOL
 
 from prelabel.operators.models import ModelSpec
+from prelabel.operators.precision import has_bf16
 from prelabel.pipeline.dataset import open_dataset
 
 SCRIPTS = workload.HERE / "peers"
@@ -67,7 +68,7 @@ CASES = (
     Case("mask_rcnn-bf16", "mask_rcnn", (480, 640), 2, 3.0, ("--precision", "bf16")),
     Case("light", "light_mask_rcnn", (1080, 1920), 8, 3.0),
 )
-HAS_BF16 = "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True
+HAS_BF16 = has_bf16()
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Ways:
     def _script(self, way: str, workers: int, *more: str) -> float:
         output = self.output(way)
         script = SCRIPTS / f"{way.replace(' ', '_')}.py"
-        given = self.pictures, output, self.spec.weights, f"workload:{self.case.factory}", self.spec.score_threshold
+        given = self.pictures, output, self.spec.weights, self.case.factory, self.spec.score_threshold
         seconds = workload.run_command(sys.executable, script, *map(str, given), *more)
         ends = Counter(ds.dataset(output).to_table(["finished"])["finished"].to_pylist())
         return self._keep(way, workload.ran(ends.items(), workers, seconds))

@@ -142,12 +142,18 @@ def spec_of(name: str, model: str, folder: Path) -> ModelSpec:
     return ModelSpec(model, weights=str(weights), score_threshold=threshold or None, device="cpu", path=str(HERE))
 
 
+def stock_network(name: str, weights: str | None, threshold: float | None) -> Any:
+    """The factory's network with these weights, for inference as torchvision has it."""
+    network = globals()[name]().eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    if threshold is not None:
+        getattr(network, "roi_heads", network).score_thresh = threshold
+    return network
+
+
 def stock(name: str, spec: ModelSpec) -> Callable[[Tensor], dict[str, Tensor]]:
     """Torchvision's own way from a uint8 image to what is found in it."""
-    network = globals()[name]().eval()
-    network.load_state_dict(torch.load(spec.weights, weights_only=True))
-    if spec.score_threshold is not None:
-        getattr(network, "roi_heads", network).score_thresh = spec.score_threshold
+    network = stock_network(name, spec.weights, spec.score_threshold)
 
     @torch.inference_mode()
     def look(image: Tensor) -> dict[str, Tensor]:

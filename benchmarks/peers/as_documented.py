@@ -4,15 +4,14 @@
 
 After Ray's "Object Detection Batch Inference with PyTorch": `read_images`, `map` makes float images of them, an actor
 class holds the model, `map_batches` with batches of four, `write_parquet`. What that example lacks is added in the
-plain way: stock torchvision pastes the masks, pycocotools encodes them. FACTORY is MODULE:FUNCTION and makes the
-network. `finished` tells the benchmark when a batch was.
+plain way: stock torchvision pastes the masks, pycocotools encodes them. FACTORY is a function of workload.py, which
+has to be on PYTHONPATH. `finished` tells the benchmark when a batch was.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import ray
 import torch
 from pycocotools import mask as coco_mask
 from torchvision.transforms import ToTensor
+from workload import stock_network
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
@@ -28,11 +28,7 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 class InstanceSegmentationModel:
     def __init__(self, weights: str, factory: str, threshold: float) -> None:
-        module, _, function = factory.partition(":")
-        self.model = getattr(import_module(module), function)()
-        self.model.load_state_dict(torch.load(weights, weights_only=True))
-        self.model.roi_heads.score_thresh = threshold
-        self.model.eval()
+        self.model = stock_network(factory, weights, threshold)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         images = [torch.from_numpy(image) for image in batch["transformed"]]

@@ -17,7 +17,6 @@ import io
 import os
 import sys
 import time
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -27,16 +26,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from ray.data import ActorPoolStrategy
 from torch import Tensor
+from workload import stock_network
 
 
 class InstanceSegmentationModel:
     def __init__(self, weights: str, factory: str, threshold: float) -> None:
         torch.set_num_threads(1)
-        module, _, function = factory.partition(":")
-        self.model = getattr(import_module(module), function)()
-        self.model.load_state_dict(torch.load(weights, weights_only=True))
-        self.model.roi_heads.score_thresh = threshold
-        self.model.eval()
+        self.model = stock_network(factory, weights, threshold)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         found = [self.look(data) for data in batch["bytes"]]
