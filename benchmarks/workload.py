@@ -9,10 +9,12 @@ The functions without arguments are factories, as in `--model python:workload:ma
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,16 +132,22 @@ class _Nothing(Model):
 
 
 def spec_of(name: str, model: str, folder: Path) -> ModelSpec:
-    """The model, with settled weights in the folder; None where it is none of torchvision's."""
+    """The model with settled weights, which stay for the next benchmark: to settle a large network takes minutes."""
     if name == "nothing":
         return ModelSpec(model, path=str(HERE))
-    photos = [pixels(path) for path in sorted(write_pictures(folder / "settle", 10, (240, 320)).glob("*"))]
-    torch.manual_seed(0)
-    network = globals()[name]()
-    threshold = settle(network, photos)
-    weights = folder / f"{name}.pth"
-    torch.save(network.state_dict(), weights)
-    return ModelSpec(model, weights=str(weights), score_threshold=threshold or None, device="cpu", path=str(HERE))
+    digest = hashlib.sha256(Path(__file__).read_bytes() + torch.__version__.encode()).hexdigest()[:12]
+    kept = Path(tempfile.gettempdir(), f"prelabel-benchmarks-{os.getuid()}", digest, name)
+    weights, threshold = kept.with_suffix(".pth"), kept.with_suffix(".threshold")
+    if not threshold.exists():
+        photos = [pixels(path) for path in sorted(write_pictures(folder / "settle", 10, (240, 320)).glob("*"))]
+        torch.manual_seed(0)
+        network = globals()[name]()
+        settled = settle(network, photos)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), weights)
+        threshold.write_text(json.dumps(settled))
+    least = json.loads(threshold.read_text()) or None
+    return ModelSpec(model, weights=str(weights), score_threshold=least, device="cpu", path=str(HERE))
 
 
 def stock_network(name: str, weights: str | None, threshold: float | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prelabel.operators.compiled import compiled
+from prelabel.schemas.compiled import compiled
 
 LONGEST = 7
 """Bytes that one run takes at most: five bits each, of 33 with the sign."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from prelabel.operators.base import Segments
-from prelabel.operators.compiled import compiled
 from prelabel.operators.counts import LONGEST, extend, write_counts
 from prelabel.operators.masks import MaskRuns, masks_in
+from prelabel.schemas.compiled import compiled
 
 STRIP_BYTES = 8 * 2**20
 """Scores at the image's size that are there at a time, in each of a few tensors."""

@@ -23,8 +23,8 @@ import torch
 from numba.extending import intrinsic
 from torch.nn.functional import interpolate
 
-from prelabel.operators.compiled import compiled
 from prelabel.operators.counts import extend, with_room, write_counts
+from prelabel.schemas.compiled import compiled
 from prelabel.schemas.rle import Rle, area, bbox, encode, from_run_lengths, place
 
 Axis = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
-from prelabel.operators.compiled import compiled
+from prelabel.schemas.compiled import compiled
 
 
 def pool_channels_last(network: nn.Module) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from prelabel.operators.compiled import compiled
 from prelabel.operators.counts import read_counts
+from prelabel.schemas.compiled import compiled
 from prelabel.schemas.errors import UserError
 from prelabel.schemas.rle import Rle, from_run_lengths
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prelabel.schemas.categories import CategorySet
-from prelabel.schemas.json_texts import NotPlainError, Pieces, json_joined, json_numbers, json_string
+from prelabel.schemas.json_texts import STRING, NotPlainError, Piece, Texts, json_numbers, json_rows
 
 _ROWS = 16_384
 """As many rows are put into JSON at a time, however large the batches are."""
@@ -181,49 +181,48 @@ def _results(batch: pa.RecordBatch) -> _Part:
     return _column_wise(_result_pieces, batch) or _dump(_result_objects(batch))
 
 
-def _column_wise(to_pieces: Callable[[pa.RecordBatch], Pieces], batch: pa.RecordBatch) -> _Part | None:
+def _column_wise(to_pieces: Callable[[pa.RecordBatch], list[Piece]], batch: pa.RecordBatch) -> _Part | None:
     """The part that orjson would make, outside of the GIL; None where it may come out differently."""
     try:
-        texts = json_joined(*to_pieces(batch), ",")
+        return _Part(len(batch), json_rows(to_pieces(batch)))
     except NotPlainError:
         return None
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int32)[texts.offset :]
-    return _Part(len(texts), memoryview(data)[ends[0] : ends[len(texts)] - 1])
 
 
-def _instance_pieces(batch: pa.RecordBatch) -> Pieces:
+def _instance_pieces(batch: pa.RecordBatch) -> list[Piece]:
     """As `_instance_objects`."""
     annotation_id, image_id = json_numbers(batch["annotation_id"], batch["image_id"])
     category_id, iscrowd = json_numbers(batch["category_id"], batch["iscrowd"].cast(pa.int32()))
+    (area,) = json_numbers(batch["area"])
     box, score = _box_and_score(batch)
-    ids = ('{"id":', annotation_id, ',"image_id":', image_id, ',"category_id":', category_id)
-    mask = (',"segmentation":', *_mask_pieces(batch, "", "[]"))
-    size = (',"area":', *json_numbers(batch["area"]), ',"iscrowd":', iscrowd)
-    return *ids, *box, *mask, *size, ',"score":', score, "}"
+    ids: list[Piece] = ['{"id":', annotation_id, ',"image_id":', image_id, ',"category_id":', category_id]
+    mask = [',"segmentation":', *(_mask_pieces(batch) or ["[]"])]
+    return [*ids, *box, *mask, ',"area":', area, ',"iscrowd":', iscrowd, ',"score":', score, "}"]
 
 
-def _result_pieces(batch: pa.RecordBatch) -> Pieces:
+def _result_pieces(batch: pa.RecordBatch) -> list[Piece]:
     """As `_result_objects`."""
     if batch["keypoints"].null_count < len(batch):
         raise NotPlainError("keypoints")
     (image_id,), (category_id,) = json_numbers(batch["image_id"]), json_numbers(batch["category_id"])
     box, score = _box_and_score(batch)
-    ids = ('{"image_id":', image_id, ',"category_id":', category_id)
-    return *ids, *box, ',"score":', score, *_mask_pieces(batch, ',"segmentation":', ""), "}"
+    ids: list[Piece] = ['{"image_id":', image_id, ',"category_id":', category_id]
+    mask = _mask_pieces(batch)
+    return [*ids, *box, ',"score":', score, *([',"segmentation":'] if mask else []), *mask, "}"]
 
 
-def _box_and_score(batch: pa.RecordBatch) -> tuple[Pieces, pa.Array]:
+def _box_and_score(batch: pa.RecordBatch) -> tuple[list[Piece], Texts]:
     x, y, width, height, score = json_numbers(*batch["bbox"].flatten(), batch["score"])
-    return (',"bbox":[', x, ",", y, ",", width, ",", height, "]"), score
+    return [',"bbox":[', x, ",", y, ",", width, ",", height, "]"], score
 
 
-def _mask_pieces(batch: pa.RecordBatch, before: str, instead: str) -> Pieces:
-    """Of the masks, or `instead` of those that are not there."""
+def _mask_pieces(batch: pa.RecordBatch) -> list[Piece]:
+    """Of the masks, none where no object has one."""
     counts, *sides = _runs(batch)
+    if counts.null_count == len(counts):
+        return []
     height, width = json_numbers(*sides)
-    pieces = (f'{before}{{"size":[', height, ",", width, '],"counts":', json_string(counts), "}")
-    return (json_joined(*pieces).fill_null(instead),) if counts.null_count else pieces
+    return ['{"size":[', height, ",", width, '],"counts":', Texts(counts, STRING), "}"]
 
 
 def _image_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -1,23 +1,40 @@
-"""Columns as JSON, a text for each value, without a Python object for any: to the byte what orjson writes."""
+"""Rows of columns as JSON objects, without a Python object for any value: to the byte what orjson writes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-Pieces = tuple["str | pa.Array", ...]
-"""Of the texts of some rows: the same for all, or one for each."""
+from prelabel.schemas.compiled import compiled
+
+INTEGER, FLOAT, STRING = 0, 1, 2
 _MOST = 1e10
 _LEAST = {pa.float32(): 0.0, pa.float64(): 1e-5}
 """Between these, Arrow and orjson write the same shortest digits, but for the `.0` of whole numbers."""
+_DOT, _ZERO, _EXPONENT, _COMMA, _BACKSLASH = b".0e,\\"
+_FIRST, _LAST = b"#~"
+"""From one to the other only the backslash is escaped."""
 
 
 class NotPlainError(ValueError):
-    """A value that Arrow may write differently: whoever asked leaves it to orjson."""
+    """A value that may have to be written differently: whoever asked leaves it to orjson."""
 
 
-def json_numbers(*columns: pa.Array) -> list[pa.Array]:
+class Texts(NamedTuple):
+    """A text for each row, and what it is of: INTEGER, FLOAT or STRING, which differ in what is added to the text."""
+
+    column: pa.Array
+    kind: int
+
+
+Piece = str | Texts
+"""Of the rows: the same text for all, or one for each."""
+
+
+def json_numbers(*columns: pa.Array) -> list[Texts]:
     """Of some columns of one type, integers or floats.
 
     Raises:
@@ -26,33 +43,106 @@ def json_numbers(*columns: pa.Array) -> list[pa.Array]:
     together = pa.concat_arrays(columns)  # a call costs as much as a hundred rows
     if together.null_count:
         raise NotPlainError("a null")
-    texts = together.cast(pa.string())
-    if pa.types.is_floating(together.type):
-        values = together.to_numpy()
-        sizes = np.abs(values)
-        if not ((sizes >= _LEAST[together.type]) & (sizes < _MOST) | (values == 0)).all():
+    floating = pa.types.is_floating(together.type)
+    if floating:
+        sizes = np.abs(together.to_numpy())
+        if not ((sizes >= _LEAST[together.type]) & (sizes < _MOST) | (sizes == 0)).all():
             raise NotPlainError("a number with an exponent")
-        texts = json_joined(texts, pc.if_else(pa.array(np.trunc(values) == values), ".0", ""))
-    length = len(together) // len(columns)
-    return [texts.slice(start * length, length) for start in range(len(columns))]
+    texts, length = together.cast(pa.string()), len(columns[0])
+    kind = FLOAT if floating else INTEGER
+    return [Texts(texts.slice(place * length, length), kind) for place in range(len(columns))]
 
 
-def json_string(column: pa.Array) -> pa.Array:
-    """Of strings, a null for each null.
+def json_rows(pieces: Sequence[Piece]) -> memoryview:
+    """The pieces of each row, one behind the other; a comma between each two rows.
 
     Raises:
-        NotPlainError: a character is not one of those from # to ~, of which only the backslash is escaped.
+        NotPlainError: a string is null, or has a character other than those from # to ~.
     """
-    _, offsets, data = column.buffers()
-    if data is None:
-        return column
-    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-    characters = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
-    if len(characters) and not (characters.min() >= ord("#") and characters.max() <= ord("~")):
+    texts = [piece for piece in pieces if isinstance(piece, Texts)]
+    if any(text.column.null_count for text in texts):
+        raise NotPlainError("a null")
+    together = pa.concat_arrays([text.column.cast(pa.large_string()) for text in texts])  # perhaps beyond 2 GiB
+    if not len(together):
+        return memoryview(b"")
+    _, offsets, data = together.buffers()
+    ends = np.frombuffer(offsets, np.int64)[together.offset :][: len(together) + 1]
+    kinds, fixed = np.array([text.kind for text in texts]), _between(pieces)
+    bounds = np.cumsum([0, *map(len, fixed)])
+    most = (bounds[-1] + len(",")) * len(texts[0].column) + len(".0") * len(together) + 2 * (ends[-1] - ends[0])
+    out = np.empty(most, np.uint8)
+    joined = np.frombuffer(b"".join(fixed), np.uint8)
+    end = _write_rows(np.frombuffer(data, np.uint8), ends, kinds, joined, bounds, out)
+    if end < 0:
         raise NotPlainError("a character that may have to be escaped")
-    return json_joined('"', pc.replace_substring(column, "\\", "\\\\"), '"')
+    return out[:end].data
 
 
-def json_joined(*pieces: str | pa.Array) -> pa.Array:
-    """The pieces of each row, one behind the other; null where one is."""
-    return pc.binary_join_element_wise(*pieces, "")
+def _between(pieces: Sequence[Piece]) -> list[bytes]:
+    """What stands before each text of a row, and behind the last one."""
+    fixed = [""]
+    for piece in pieces:
+        if isinstance(piece, Texts):
+            quote = '"' * (piece.kind == STRING)
+            fixed[-1] += quote
+            fixed.append(quote)
+        else:
+            fixed[-1] += piece
+    return [one.encode() for one in fixed]
+
+
+@compiled
+def _write_rows(
+    data: np.ndarray, offsets: np.ndarray, kinds: np.ndarray, fixed: np.ndarray, bounds: np.ndarray, out: np.ndarray
+) -> int:
+    """Writes the rows of texts that stand column by column; returns the end, or -1 where a string is not plain."""
+    at, columns = 0, len(kinds)
+    rows = (len(offsets) - 1) // columns
+    for row in range(rows):
+        for column in range(columns):
+            at = _copy(fixed, bounds[column], bounds[column + 1], out, at)
+            start, end = offsets[column * rows + row], offsets[column * rows + row + 1]
+            if kinds[column] == STRING:
+                at = _escape(data, start, end, out, at)
+                if at < 0:
+                    return -1
+            else:
+                at = _copy(data, start, end, out, at)
+            if kinds[column] == FLOAT and _is_whole(data, start, end):
+                out[at], out[at + 1] = _DOT, _ZERO
+                at += 2
+        at = _copy(fixed, bounds[columns], bounds[columns + 1], out, at)
+        out[at] = _COMMA
+        at += 1
+    return at - 1
+
+
+@compiled
+def _copy(text: np.ndarray, start: int, end: int, out: np.ndarray, at: int) -> int:
+    for place in range(start, end):
+        out[at + place - start] = text[place]
+    return at + end - start
+
+
+@compiled
+def _escape(text: np.ndarray, start: int, end: int, out: np.ndarray, at: int) -> int:
+    """As `_copy`, with a backslash before each; -1 where there is a character that is not plain."""
+    for place in range(start, end):
+        character = text[place]
+        if character < _FIRST or character > _LAST:
+            return -1
+        if character == _BACKSLASH:
+            out[at] = character
+            at += 1
+        out[at] = character
+        at += 1
+    return at
+
+
+@compiled
+def _is_whole(text: np.ndarray, start: int, end: int) -> bool:
+    """Whether a number has neither a point nor an exponent."""
+    whole = True
+    for place in range(start, end):
+        whole &= text[place] != _DOT and text[place] != _EXPONENT
+    return whole

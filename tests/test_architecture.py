@@ -88,9 +88,10 @@ def test_command_line_starts_without_heavy_packages() -> None:
 
 
 def test_status_and_export_load_neither_ray_nor_torch() -> None:
-    code = "import sys, prelabel.pipeline.runner, prelabel.pipeline.terminal, prelabel.pipeline.exports.coco"
-    loaded = run_python(f"{code}; print(*sys.modules)").split()
-    assert not {"ray", "torch", "numba"} & set(loaded)
+    status = "import sys, prelabel.pipeline.runner, prelabel.pipeline.terminal"
+    assert not {"ray", "torch", "numba"} & set(run_python(f"{status}; print(*sys.modules)").split())
+    export = "import sys, prelabel.pipeline.exports.coco, prelabel.pipeline.gate"
+    assert not {"ray", "torch"} & set(run_python(f"{export}; print(*sys.modules)").split())
 
 
 def test_operators_and_schemas_run_where_there_is_no_ray() -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from prelabel.operators.compiled import compiled
+from prelabel.schemas.compiled import compiled
 
 NO_STRING, NEGATIVE, TOO_LONG, TOO_SHORT = 1, 2, 3, 4
 FAULTS = {
