@@ -12,6 +12,8 @@ from prelabel.operators.base import Answer, ImageInfo, Operator, Proposals, Task
 from prelabel.operators.rows import constant, corners_to_bbox, in_order, ranks_of, row_ids
 from prelabel.schemas.tables import PROPOSALS
 
+_NO_PROPOSALS = PROPOSALS.empty_table()
+
 
 class Propose(Operator):
     """One row per region: the best `keep_proposals` of each model."""
@@ -21,13 +23,15 @@ class Propose(Operator):
 
     def rows(self, image: ImageInfo, answers: Sequence[Answer]) -> pa.Table:
         """The regions of all models, each model's best, ranked by descending objectness."""
-        kept = [(model, self._best(found)) for model, answer in answers if (found := answer.proposals) is not None]
+        kept = [(model, self._best(found)) for model, answer in answers if (found := answer.proposals)]
+        if not kept:
+            return _NO_PROPOSALS
         ranks = ranks_of([proposals.scores for _, proposals in kept])
         parts = [
             _rows(image, proposals, model, row_ids(image, rank))
             for (model, proposals), rank in zip(kept, ranks, strict=True)
         ]
-        return in_order(parts, ranks, PROPOSALS.empty_table())
+        return in_order(parts, ranks)
 
     def _best(self, found: Proposals) -> Proposals:
         return Proposals(found.boxes[: self.options.keep_proposals], found.scores[: self.options.keep_proposals])

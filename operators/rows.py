@@ -13,6 +13,8 @@ from prelabel.operators.masks import MaskRuns
 from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.tables import ANNOTATIONS, BBOX, NAME, ROWS_PER_IMAGE, SEGMENTATION, SEGMENTS
 
+_NO_ANNOTATIONS = ANNOTATIONS.empty_table()
+
 
 def constant(value: str, count: int) -> pa.DictionaryArray:
     """A dictionary column that says the same `count` times."""
@@ -49,12 +51,12 @@ def row_ids(image: ImageInfo, ranks: np.ndarray) -> np.ndarray:
     return image.image_id * ROWS_PER_IMAGE + ranks
 
 
-def in_order(parts: Sequence[pa.Table], ranks: Sequence[np.ndarray], empty: pa.Table) -> pa.Table:
-    """The rows of several models by rank; those beyond ROWS_PER_IMAGE, which no id could be given, are left out."""
+def in_order(parts: Sequence[pa.Table], ranks: Sequence[np.ndarray]) -> pa.Table:
+    """The rows of some models by rank; those beyond ROWS_PER_IMAGE, which no id could be given, are left out."""
     if len(parts) == 1:
         return parts[0].slice(0, ROWS_PER_IMAGE)
-    order = np.argsort(np.concatenate([np.zeros(0, np.int64), *ranks]))
-    return pa.concat_tables([empty, *parts]).unify_dictionaries().take(pa.array(order[:ROWS_PER_IMAGE]))
+    order = np.argsort(np.concatenate(ranks))
+    return pa.concat_tables(parts).unify_dictionaries().take(pa.array(order[:ROWS_PER_IMAGE]))
 
 
 def ranks_of(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -75,13 +77,15 @@ def annotation_rows(image: ImageInfo, answers: Sequence[Answer], categories: Cat
 
     `area` is the mask's; the box's where there is no mask.
     """
-    found = instances_of(answers)
+    found = [(model, instances) for model, instances in instances_of(answers) if instances]
+    if not found:  # as for most images of some jobs, which then cost nothing here
+        return _NO_ANNOTATIONS
     ranks = ranks_of([instances.scores for _, instances in found])
     parts = [
         _annotation_rows(image, instances, model, categories, row_ids(image, rank))
         for (model, instances), rank in zip(found, ranks, strict=True)
     ]
-    return in_order(parts, ranks, ANNOTATIONS.empty_table())
+    return in_order(parts, ranks)
 
 
 def _annotation_rows(
