@@ -49,13 +49,18 @@ Masks = list[tuple[str, int]]
 
 
 def objects(height: int, width: int, number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Soft blobs with noisy edges, in boxes of all sizes, most of them small, some beyond the borders."""
+    """Soft blobs with noisy edges; some reach beyond the borders.
+
+    Boxes are as wide and high as those of COCO's objects: as many from 1/80 to 1/20 of the image as from there to 1/5,
+    and 5/8 at most, which gives widths of 57 (median) and 100 pixels (mean) at 480 x 640; COCO's are 54 and 104.
+    """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1:1:28j, -1:1:28j]
     radius = rng.uniform(0, 2, (number, 1, 1)) if seed else rng.uniform(0.4, 1, (number, 1, 1))
     blobs = 1 / (1 + np.exp(8 * (x**2 + y**2 - radius))) + rng.normal(0, 0.03, (number, 28, 28))
     center = rng.random((number, 2)) * (width, height)
-    half = rng.random((number, 2)) ** 2 * (width / 2, height / 2) + min(4, height / 4)
+    half = (1 / 80 * 50 ** rng.random((number, 1))) * rng.uniform(0.8, 1.25, (number, 2)) * (width / 2, height / 2)
+    half = half.clip(min(4, height / 4))
     boxes = np.concatenate([center - half, center + half], axis=1).clip(0, (width, height) * 2)
     return blobs.clip(0, 1).astype(np.float32), boxes.astype(np.float32)
 

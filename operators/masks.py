@@ -11,7 +11,6 @@ kernel is compared with torch once per process; where no known way of rounding a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -23,7 +22,7 @@ import torch
 from numba.extending import intrinsic
 from torch.nn.functional import interpolate
 
-from prelabel.operators.counts import extend, with_room, write_counts
+from prelabel.operators.counts import with_room, write_counts
 from prelabel.schemas.compiled import compiled
 from prelabel.schemas.rle import Rle, area, bbox, encode, from_run_lengths, place
 
@@ -73,6 +72,44 @@ class Rounding(NamedTuple):
     blend: bool
 
 
+class Way(NamedTuple):
+    """How a mask is resized.
+
+    Attributes:
+        threshold: a pixel is inside where its value is greater
+        small: by torch's kernel for small outputs
+        rounding: of that kernel
+    """
+
+    threshold: np.float32
+    small: bool
+    rounding: Rounding
+
+
+class Column(NamedTuple):
+    """A column of pixels: the node before it, its weight, and that of the next one."""
+
+    node: int
+    near: np.float32
+    far: np.float32
+
+
+class Grid(NamedTuple):
+    """Where a box is.
+
+    Attributes:
+        pitch: the distance of a mask's rows, in rows of the image
+        origin: where the first of them is, in visible rows; it may lie between two, and be negative
+        first: the place of the visible part's first pixel in the image, column by column
+        height: of the image
+    """
+
+    pitch: float
+    origin: float
+    first: int
+    height: int
+
+
 def paste_runs(
     probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int, threshold: float = 0.5
 ) -> list[MaskRuns]:
@@ -88,7 +125,7 @@ def paste_runs(
     Returns:
         N masks of the image's size, empty where a box is inverted or outside the image.
     """
-    masks = np.pad(np.asarray(probabilities, np.float32), ((0, 0), (1, 1), (1, 1)))
+    masks = _padded(probabilities)
     padded = _padded_boxes(boxes, masks.shape[-1])
     of_small, of_large = torch_rounding(small=True), torch_rounding(small=False)
     if of_small is None or of_large is None:
@@ -116,6 +153,14 @@ def masks_in(
     return masks
 
 
+def _padded(probabilities: np.ndarray) -> np.ndarray:
+    """float32 (N, M + 2, M + 2): with a border of zeros, and transposed: the values of a column are neighbours."""
+    count, side, _ = probabilities.shape
+    masks = np.zeros((count, side + 2, side + 2), np.float32)
+    masks[:, 1:-1, 1:-1] = probabilities.transpose(0, 2, 1)
+    return masks
+
+
 def _padded_boxes(boxes: np.ndarray, side: int) -> np.ndarray:
     """int64 (N, 4): boxes grown by their masks' padding and truncated, as torchvision's `expand_boxes` does."""
     corners = np.asarray(boxes, np.float32).reshape(-1, 2, 2)
@@ -130,7 +175,7 @@ def _paste_with_torch(mask: np.ndarray, corners: np.ndarray, height: int, width:
     rows, columns = box.visible(height, width)
     rle = from_run_lengths([np.array([height * width])], (height, width))[0]
     if rows.start < rows.stop and columns.start < columns.stop:
-        resized = _resize_with_torch(mask, box.size)
+        resized = _resize_with_torch(mask.T, box.size)
         inside = resized[rows.start - box.y0 : rows.stop - box.y0, columns.start - box.x0 : columns.stop - box.x0]
         rle = place(encode((inside > threshold).numpy()), (height, width), rows.start, columns.start)
     return MaskRuns(rle, area(rle), bbox(rle))
@@ -147,7 +192,7 @@ def torch_rounding(small: bool) -> Rounding | None:
     size = (59, 67) if small else (307, 211)
     expected = _resize_with_torch(mask, size).numpy()
     for rounding in (Rounding(*fused) for fused in product((False, True), repeat=2)):
-        if np.array_equal(_resize(mask, *size, small, *rounding), expected):
+        if np.array_equal(_resize(mask.T.copy(), *size, small, *rounding), expected):
             return rounding
     return None
 
@@ -183,38 +228,45 @@ def _axis(nodes: int, size: int, start: int, stop: int, fused_source: bool) -> A
 
 
 @compiled
-def _at(axis: Axis, pixel: int, nodes: int) -> tuple[int, int, np.float32, np.float32]:
-    """The nodes before and after a pixel, and their weights."""
-    node, near, far = axis
-    return node[pixel], min(node[pixel] + 1, nodes - 1), near[pixel], far[pixel]
-
-
-@compiled
 def _blend(a: np.float32, near: np.float32, b: np.float32, far: np.float32, fused: bool) -> np.float32:
     """One dimension of torch's general kernel."""
     return _multiply_add(near, a, far * b, fused)
 
 
 @compiled
-def _blend_four(mask: np.ndarray, rows: Axis, y: int, columns: Axis, x: int, fused: bool) -> np.float32:
-    """Both dimensions at once: torch's kernel for small outputs."""
-    above, below, near_y, far_y = _at(rows, y, mask.shape[0])
-    left, right, near_x, far_x = _at(columns, x, mask.shape[1])
-    value = _multiply_add(near_y * near_x, mask[above, left], near_y * far_x * mask[above, right], fused)
-    value = _multiply_add(far_y * near_x, mask[below, left], value, fused)
-    return _multiply_add(far_y * far_x, mask[below, right], value, fused)
+def _blend_four(
+    mask: np.ndarray, node: int, near: np.float32, far: np.float32, column: Column, fused: bool
+) -> np.float32:
+    """Both dimensions at once: torch's kernel for small outputs. The node is the one before the pixel's row."""
+    after, right = min(node + 1, len(mask) - 1), min(column.node + 1, len(mask) - 1)
+    value = _multiply_add(near * column.near, mask[column.node, node], near * column.far * mask[right, node], fused)
+    value = _multiply_add(far * column.near, mask[column.node, after], value, fused)
+    return _multiply_add(far * column.far, mask[right, after], value, fused)
 
 
 @compiled
-def _profile(mask: np.ndarray, columns: Axis, x: int, fused: bool) -> np.ndarray:
-    """The mask at a column of pixels and each of its own rows; the last row twice, as there is none after it."""
-    nodes = len(mask)
-    left, right, near, far = _at(columns, x, nodes)
-    profile = np.empty(nodes + 1, np.float32)
-    for node in range(nodes):
-        profile[node] = _blend(mask[node, left], near, mask[node, right], far, fused)
-    profile[nodes] = profile[nodes - 1]
-    return profile
+def _profiles(mask: np.ndarray, columns: Axis, fused: bool) -> np.ndarray:
+    """float32: the mask at columns of pixels and each of its own rows; the last row twice, as there is none after."""
+    nodes, nears, fars = columns
+    count = len(mask)
+    profiles = np.empty((len(nodes), count + 1), np.float32)
+    for x in range(len(nodes)):
+        left, right, near, far = nodes[x], min(nodes[x] + 1, count - 1), nears[x], fars[x]
+        for node in range(count):
+            profiles[x, node] = _blend(mask[left, node], near, mask[right, node], far, fused)
+        profiles[x, count] = profiles[x, count - 1]
+    return profiles
+
+
+@compiled
+def _sides(profiles: np.ndarray, threshold: np.float32) -> np.ndarray:
+    """int8: 1 above the threshold, -1 below, 0 where rounding may decide."""
+    high, low = threshold + ROUNDING_ERROR, threshold - ROUNDING_ERROR
+    sides = np.empty(profiles.shape, np.int8)
+    for x in range(len(profiles)):
+        for node in range(profiles.shape[1]):
+            sides[x, node] = np.int8(profiles[x, node] > high) - np.int8(profiles[x, node] < low)
+    return sides
 
 
 @compiled
@@ -222,17 +274,16 @@ def _resize(
     mask: np.ndarray, height: int, width: int, small: bool, fused_source: bool, fused_blend: bool
 ) -> np.ndarray:
     """float32 (height, width): every value, to compare with torch's."""
-    rows = _axis(len(mask), height, 0, height, fused_source)
+    nodes, nears, fars = _axis(len(mask), height, 0, height, fused_source)
     columns = _axis(len(mask), width, 0, width, fused_source)
-    resized = np.empty((height, width), np.float32)
+    resized, profiles = np.empty((height, width), np.float32), _profiles(mask, columns, fused_blend)
     for x in range(width):
-        profile = _profile(mask, columns, x, fused_blend)
+        column = Column(columns[0][x], columns[1][x], columns[2][x])
         for y in range(height):
+            node = nodes[y]
+            resized[y, x] = _blend(profiles[x, node], nears[y], profiles[x, node + 1], fars[y], fused_blend)
             if small:
-                resized[y, x] = _blend_four(mask, rows, y, columns, x, fused_blend)
-            else:
-                node, _, near, far = _at(rows, y, len(mask))
-                resized[y, x] = _blend(profile[node], near, profile[node + 1], far, fused_blend)
+                resized[y, x] = _blend_four(mask, node, nears[y], fars[y], column, fused_blend)
     return resized
 
 
@@ -248,101 +299,83 @@ def _turn(edges: np.ndarray, found: int, row: int, inside: bool | np.bool_) -> i
 
 
 @compiled
-def _column_of_small(
-    edges: np.ndarray, mask: np.ndarray, rows: Axis, columns: Axis, x: int, threshold: np.float32, fused: bool
-) -> int:
-    """The number of rows, written to `edges`, at which a column of pixels turns; every pixel is looked at."""
-    found = 0
-    for y in range(len(rows[0])):
-        found = _turn(edges, found, y, _blend_four(mask, rows, y, columns, x, fused) > threshold)
-    return _turn(edges, found, len(rows[0]), False)
-
-
-@compiled
-def _column_of_large(
-    edges: np.ndarray,
-    profile: np.ndarray,
-    rows: Axis,
-    cells: np.ndarray,
-    pitch: float,
-    first: float,
-    threshold: np.float32,
-    fused: bool,
-) -> int:
-    """The same, looking at what lies between two nodes as a whole.
-
-    `cells[node]` is the first row at or after a node, `pitch` the distance of nodes in rows, `first` the row of node 0.
-    """
-    found = 0
-    for node in range(len(cells) - 1):
-        start, stop = cells[node], cells[node + 1]
-        if start == stop:
-            continue
-        a, b = profile[node], profile[node + 1]
-        if min(a, b) > threshold + ROUNDING_ERROR:
-            found = _turn(edges, found, start, True)
-        elif max(a, b) < threshold - ROUNDING_ERROR:
-            found = _turn(edges, found, start, False)
-        elif abs(b - a) > pitch * ROUNDING_ERROR:
-            guess = first + pitch * (node + (threshold - a) / (b - a))
-            row = _crossing(a, b, rows, start, stop, guess, threshold, fused)
-            found = _turn(edges, found, start, a > b)
-            found = _turn(edges, found, row, b > a)
-        else:  # so flat that rounding decides, pixel by pixel
-            for y in range(start, stop):
-                found = _turn(edges, found, y, _blend(a, rows[1][y], b, rows[2][y], fused) > threshold)
-    return _turn(edges, found, len(rows[0]), False)
-
-
-@compiled
-def _crossing(
-    a: np.float32, b: np.float32, rows: Axis, start: int, stop: int, guess: float, threshold: np.float32, fused: bool
-) -> int:
-    """The first of the rows start..stop that is on the side of b, or `stop`, where values go from a to b."""
-    _, near, far = rows
-    row = int(min(max(math.ceil(guess), start), stop))
-    while row > start and (_blend(a, near[row - 1], b, far[row - 1], fused) > threshold) == (b > a):
-        row -= 1
-    while row < stop and (_blend(a, near[row], b, far[row], fused) > threshold) != (b > a):
-        row += 1
-    return row
-
-
-@compiled
-def _turns(
-    mask: np.ndarray,
-    box: Box,
-    height: int,
-    width: int,
-    threshold: np.float32,
-    small: bool,
-    rounding: Rounding,
-) -> np.ndarray:
+def _turns(mask: np.ndarray, box: Box, height: int, width: int, way: Way) -> np.ndarray:
     """The places in an image, column by column, at which a padded mask turns; none where its box is not visible."""
-    nodes = len(mask)
+    count, fused = len(mask), way.rounding.source
     left, right = max(box.x0, 0), min(box.x1 + 1, width)
     top, bottom = max(box.y0, 0), min(box.y1 + 1, height)
-    turns, count = np.empty(1024, np.int64), 0
     if left >= right or top >= bottom:
-        return turns[:0]
-    columns = _axis(nodes, box.x1 - box.x0 + 1, left - box.x0, right - box.x0, rounding.source)
-    rows = _axis(nodes, box.y1 - box.y0 + 1, top - box.y0, bottom - box.y0, rounding.source)
-    cells = np.searchsorted(rows[0], np.arange(nodes + 1))
-    pitch = (box.y1 - box.y0 + 1) / nodes
-    edges = np.empty(bottom - top + 2, np.int64)
-    for x in range(right - left):
-        if small:
-            found = _column_of_small(edges, mask, rows, columns, x, threshold, rounding.blend)
-        else:
-            profile = _profile(mask, columns, x, rounding.blend)
-            found = _column_of_large(
-                edges, profile, rows, cells, pitch, 0.5 * pitch - 0.5 + box.y0 - top, threshold, rounding.blend
-            )
-        if count + found > len(turns):
-            turns = np.concatenate((turns, np.empty(len(turns) + found, np.int64)))
-        for edge in edges[:found] + ((left + x) * height + top):
-            count = _turn(turns, count, edge, count % 2 == 0)
+        return np.empty(0, np.int64)
+    columns = _axis(count, box.x1 - box.x0 + 1, left - box.x0, right - box.x0, fused)
+    rows = _axis(count, box.y1 - box.y0 + 1, top - box.y0, bottom - box.y0, fused)
+    pitch = (box.y1 - box.y0 + 1) / count
+    grid = Grid(pitch, 0.5 * pitch - 0.5 + box.y0 - top, left * height + top, height)
+    return _turns_of(mask, _profiles(mask, columns, way.rounding.blend), columns, rows, grid, way)
+
+
+@compiled
+def _turns_of(mask: np.ndarray, profiles: np.ndarray, columns: Axis, rows: Axis, grid: Grid, way: Way) -> np.ndarray:
+    """The same, of its visible columns and rows.
+
+    What lies between nodes of one side is looked at as a whole; pixel by pixel only where rounding may decide. All in
+    one loop: wherever a compiled function is given an array it counts references, which takes as long as a column.
+    """
+    (nodes_x, nears_x, fars_x), (nodes, nears, fars) = columns, rows
+    threshold, fused = way.threshold, way.rounding.blend
+    cells = np.searchsorted(nodes, np.arange(len(mask) + 1))  # the first row at or after each node
+    sides, last = _sides(profiles, threshold), nodes[-1]
+    turns, count = np.empty(1024, np.int64), 0
+    for x in range(len(nodes_x)):
+        if count + len(nodes) + 2 > len(turns):
+            turns = np.concatenate((turns, np.empty(len(turns) + len(nodes) + 2, np.int64)))
+        first, node = grid.first + x * grid.height, nodes[0]
+        while node <= last:
+            side, start, stop = sides[x, node], cells[node], cells[node + 1]
+            if side != 0 and side == sides[x, node + 1]:
+                count = _turn(turns, count, first + start, side > 0)
+                while node <= last and side == sides[x, node + 1]:
+                    node += 1
+                continue
+            a, b = profiles[x, node], profiles[x, node + 1]
+            if way.small or abs(b - a) <= grid.pitch * ROUNDING_ERROR:
+                for y in range(start, stop):
+                    value = _blend(a, nears[y], b, fars[y], fused)
+                    if way.small:
+                        column = Column(nodes_x[x], nears_x[x], fars_x[x])
+                        value = _blend_four(mask, node, nears[y], fars[y], column, fused)
+                    count = _turn(turns, count, first + y, value > threshold)
+            else:  # values go from a to b: which row is the first on the side of b?
+                row = int(grid.origin + grid.pitch * (node + (threshold - a) / (b - a))) + 1
+                row = min(max(row, start), stop)
+                while row > start and (_blend(a, nears[row - 1], b, fars[row - 1], fused) > threshold) == (b > a):
+                    row -= 1
+                while row < stop and (_blend(a, nears[row], b, fars[row], fused) > threshold) != (b > a):
+                    row += 1
+                count = _turn(turns, count, first + start, a > b)
+                count = _turn(turns, count, first + row, b > a)
+            node += 1
+        count = _turn(turns, count, first + len(nodes), False)
     return turns[:count]
+
+
+@compiled
+def _area(turns: np.ndarray, height: int, corners: np.ndarray) -> int:
+    """The pixels inside; their corners x0 y0 x1 y1 are written."""
+    if len(turns) == 0:
+        return 0
+    area, x = 0, turns[0] // height
+    x0, y0, y1 = x, height, 0
+    for begin, end in zip(turns[::2], turns[1::2]):  # noqa: B905 numba knows no strict
+        while begin >= (x + 1) * height:
+            x += 1
+        y0 = min(y0, begin - x * height)
+        while end > (x + 1) * height:  # from one column's foot to the next one's head
+            x += 1
+            y0, y1 = 0, height
+        y1 = max(y1, end - x * height)
+        area += end - begin
+    corners[0], corners[1], corners[2], corners[3] = x0, y0, x + 1, y1
+    return area
 
 
 @compiled
@@ -377,10 +410,9 @@ def _paste_all(
     for k in range(len(masks)):
         box = Box(boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3])
         small = box.x1 - box.x0 + box.y1 - box.y0 + 2 <= 128
-        turns = _turns(masks[k], box, height, width, threshold, small, of_small if small else of_large)
-        for begin in range(0, len(turns), 2):
-            extend(corners[k], areas[k] == 0, turns[begin], turns[begin + 1] - 1, height)
-            areas[k] += turns[begin + 1] - turns[begin]
+        way = Way(threshold, small, of_small if small else of_large)
+        turns = _turns(masks[k], box, height, width, way)
+        areas[k] = _area(turns, height, corners[k])
         text = with_room(text, at, len(turns) + 1)
         at = write_counts(_lengths_between(turns, height * width), text, at)
         ends[k] = at
