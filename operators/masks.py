@@ -259,17 +259,6 @@ def _profiles(mask: np.ndarray, columns: Axis, fused: bool) -> np.ndarray:
 
 
 @compiled
-def _sides(profiles: np.ndarray, threshold: np.float32) -> np.ndarray:
-    """int8: 1 above the threshold, -1 below, 0 where rounding may decide."""
-    high, low = threshold + ROUNDING_ERROR, threshold - ROUNDING_ERROR
-    sides = np.empty(profiles.shape, np.int8)
-    for x in range(len(profiles)):
-        for node in range(profiles.shape[1]):
-            sides[x, node] = np.int8(profiles[x, node] > high) - np.int8(profiles[x, node] < low)
-    return sides
-
-
-@compiled
 def _resize(
     mask: np.ndarray, height: int, width: int, small: bool, fused_source: bool, fused_blend: bool
 ) -> np.ndarray:
@@ -317,26 +306,31 @@ def _turns(mask: np.ndarray, box: Box, height: int, width: int, way: Way) -> np.
 def _turns_of(mask: np.ndarray, profiles: np.ndarray, columns: Axis, rows: Axis, grid: Grid, way: Way) -> np.ndarray:
     """The same, of its visible columns and rows.
 
-    What lies between nodes of one side is looked at as a whole; pixel by pixel only where rounding may decide. All in
-    one loop: wherever a compiled function is given an array it counts references, which takes as long as a column.
+    What lies between nodes on one side of the threshold is looked at as a whole; pixel by pixel only where rounding may
+    decide. All in one loop: a compiled function counts references to the arrays that it is given, which takes as long
+    as a column.
     """
     (nodes_x, nears_x, fars_x), (nodes, nears, fars) = columns, rows
     threshold, fused = way.threshold, way.rounding.blend
     cells = np.searchsorted(nodes, np.arange(len(mask) + 1))  # the first row at or after each node
-    sides, last = _sides(profiles, threshold), nodes[-1]
+    high, low, last = threshold + ROUNDING_ERROR, threshold - ROUNDING_ERROR, nodes[-1]
     turns, count = np.empty(1024, np.int64), 0
     for x in range(len(nodes_x)):
         if count + len(nodes) + 2 > len(turns):
             turns = np.concatenate((turns, np.empty(len(turns) + len(nodes) + 2, np.int64)))
         first, node = grid.first + x * grid.height, nodes[0]
         while node <= last:
-            side, start, stop = sides[x, node], cells[node], cells[node + 1]
-            if side != 0 and side == sides[x, node + 1]:
-                count = _turn(turns, count, first + start, side > 0)
-                while node <= last and side == sides[x, node + 1]:
+            a, b, start, stop = profiles[x, node], profiles[x, node + 1], cells[node], cells[node + 1]
+            if a > high and b > high:
+                count = _turn(turns, count, first + start, True)
+                while node <= last and profiles[x, node + 1] > high:
                     node += 1
                 continue
-            a, b = profiles[x, node], profiles[x, node + 1]
+            if a < low and b < low:
+                count = _turn(turns, count, first + start, False)
+                while node <= last and profiles[x, node + 1] < low:
+                    node += 1
+                continue
             if way.small or abs(b - a) <= grid.pitch * ROUNDING_ERROR:
                 for y in range(start, stop):
                     value = _blend(a, nears[y], b, fars[y], fused)
