@@ -103,7 +103,7 @@ class LabelDataset:
             JobError: a part is missing or damaged.
         """
         for fragment in self._over(name, parts).get_fragments():
-            with reading_part(fragment):
+            with reading_part(fragment.path):
                 yield from fragment.to_batches(**scan, use_threads=False, batch_readahead=1)
 
     @property
@@ -228,12 +228,12 @@ class LabelDataset:
 
 
 @contextmanager
-def reading_part(part: ds.Fragment) -> Iterator[None]:
-    """Raises JobError, which names the part, where it is missing or damaged."""
+def reading_part(path: str) -> Iterator[None]:
+    """Raises JobError, which names the part, where it is missing, damaged, or not of its table."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
-        raise JobError(f"{part.path} can't be read ({one_line(error)}): put it back, or label anew") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise JobError(f"{path} can't be read ({one_line(error)}): put it back, or label anew") from error
 
 
 def _format() -> ds.ParquetFileFormat:

@@ -8,9 +8,10 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from prelabel.operators.threads import map_ahead
-from prelabel.pipeline.dataset import LabelDataset
+from prelabel.pipeline.dataset import LabelDataset, reading_part
 from prelabel.pipeline.validate.manifest import PlannedUnit
 from prelabel.pipeline.validate.rows import (
     CHECKS,
@@ -28,8 +29,6 @@ ROUNDING = 1e-3
 """Pixels: what reaches over a border by less is what float32 makes of the border."""
 OF_IMAGES = ["image_id", "key", "shard", "width", "height", "status", "num_annotations"]
 """What the checks of objects ask of their images."""
-THREADS = 2
-"""Parts are read and checked so many at a time, while the rows of another one are written."""
 
 
 class GatedDataset(LabelDataset):
@@ -59,7 +58,8 @@ class GatedDataset(LabelDataset):
             yield from super().batches(name, columns)
             return
         parts = zip(self.units, self.parts(name), self.parts("images"), strict=False)
-        for rows in map_ahead(lambda one: self._passed(name, *one), parts, THREADS, ahead=1):
+        # One part is read and checked while the rows of another are written; a second thread made it no faster.
+        for rows in map_ahead(lambda one: self._passed(name, *one), parts, threads=1, ahead=1):
             yield from rows.select(columns or TABLES[name].names).to_batches()
 
     def _passed(self, name: str, unit: int, part: str, images_part: str) -> pa.Table:
@@ -86,8 +86,11 @@ class GatedDataset(LabelDataset):
         return Vocabulary(self.categories, tuple(one.get("name", "") for one in self.record.models))
 
     def _whole(self, name: str, part: str, columns: list[str] | None = None) -> pa.Table:
+        """A part as one chunk: its file at once takes Arrow less time than row group by row group."""
         schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(one) for one in columns])
-        return pa.Table.from_batches(self.read_parts(name, [part], columns=columns), schema)
+        with reading_part(self.storage.path(part)):
+            file = pq.ParquetFile(pa.BufferReader(self.storage.read(part)), page_checksum_verification=True)
+            return file.read(columns=schema.names, use_threads=False).cast(schema).combine_chunks()
 
     def _check(self, name: str, rows: pa.Table, images: pa.Table, unit: int) -> Iterator[Wrong]:
         if not len(images):

@@ -95,54 +95,36 @@ def _between(pieces: Sequence[Piece]) -> list[bytes]:
 def _write_rows(
     data: np.ndarray, offsets: np.ndarray, kinds: np.ndarray, fixed: np.ndarray, bounds: np.ndarray, out: np.ndarray
 ) -> int:
-    """Writes the rows of texts that stand column by column; returns the end, or -1 where a string is not plain."""
+    """Writes the rows of texts that stand column by column; returns the end, or -1 where a string is not plain.
+
+    All in one loop: a compiled function counts references to the arrays that it is given, which takes longer than to
+    copy a text.
+    """
     at, columns = 0, len(kinds)
     rows = (len(offsets) - 1) // columns
     for row in range(rows):
         for column in range(columns):
-            at = _copy(fixed, bounds[column], bounds[column + 1], out, at)
-            start, end = offsets[column * rows + row], offsets[column * rows + row + 1]
-            if kinds[column] == STRING:
-                at = _escape(data, start, end, out, at)
-                if at < 0:
-                    return -1
-            else:
-                at = _copy(data, start, end, out, at)
-            if kinds[column] == FLOAT and _is_whole(data, start, end):
+            for place in range(bounds[column], bounds[column + 1]):
+                out[at] = fixed[place]
+                at += 1
+            kind, whole = kinds[column], True
+            for place in range(offsets[column * rows + row], offsets[column * rows + row + 1]):
+                character = data[place]
+                if kind == STRING:
+                    if character < _FIRST or character > _LAST:
+                        return -1
+                    if character == _BACKSLASH:
+                        out[at] = character
+                        at += 1
+                whole &= character != _DOT and character != _EXPONENT
+                out[at] = character
+                at += 1
+            if kind == FLOAT and whole:
                 out[at], out[at + 1] = _DOT, _ZERO
                 at += 2
-        at = _copy(fixed, bounds[columns], bounds[columns + 1], out, at)
+        for place in range(bounds[columns], bounds[columns + 1]):
+            out[at] = fixed[place]
+            at += 1
         out[at] = _COMMA
         at += 1
     return at - 1
-
-
-@compiled
-def _copy(text: np.ndarray, start: int, end: int, out: np.ndarray, at: int) -> int:
-    for place in range(start, end):
-        out[at + place - start] = text[place]
-    return at + end - start
-
-
-@compiled
-def _escape(text: np.ndarray, start: int, end: int, out: np.ndarray, at: int) -> int:
-    """As `_copy`, with a backslash before each; -1 where there is a character that is not plain."""
-    for place in range(start, end):
-        character = text[place]
-        if character < _FIRST or character > _LAST:
-            return -1
-        if character == _BACKSLASH:
-            out[at] = character
-            at += 1
-        out[at] = character
-        at += 1
-    return at
-
-
-@compiled
-def _is_whole(text: np.ndarray, start: int, end: int) -> bool:
-    """Whether a number has neither a point nor an exponent."""
-    whole = True
-    for place in range(start, end):
-        whole &= text[place] != _DOT and text[place] != _EXPONENT
-    return whole

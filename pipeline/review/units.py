@@ -86,7 +86,7 @@ class Units:
 
 
 def _read(part: ds.Fragment, columns: list[str] | None, filter: Any = None) -> pa.Table:
-    with reading_part(part):
+    with reading_part(part.path):
         return part.to_table(columns=columns, filter=filter, use_threads=False)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prelabel.schemas.json_texts import STRING, NotPlainError, Texts, json_numbers, json_rows
@@ -21,6 +21,7 @@ def written(*pieces):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
+@settings(deadline=None)  # the first one compiles
 @given(values=st.lists(ANYTHING))
 def test_floats(kind, values):
     numbers = np.array(values, kind)
