@@ -33,6 +33,7 @@ from torchvision.models import segmentation
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
@@ -93,7 +94,6 @@ def light_mask_rcnn() -> nn.Module:
     anchors = AnchorGenerator(((32, 64, 128, 256, 512),) * 3, ((0.5, 1.0, 2.0),) * 3)
     return MaskRCNN(
         backbone,
-        CLASSES,
         min_size=320,
         max_size=640,
         rpn_anchor_generator=anchors,
@@ -101,6 +101,7 @@ def light_mask_rcnn() -> nn.Module:
         rpn_post_nms_top_n_test=150,
         rpn_score_thresh=0.05,
         box_detections_per_img=OBJECTS,
+        box_predictor=FastRCNNPredictor(1024, CLASSES),
         mask_head=MaskRCNNHeads(backbone.out_channels, (64, 64), 1),
         mask_predictor=MaskRCNNPredictor(64, 64, CLASSES),
     )
