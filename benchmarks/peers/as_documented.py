@@ -36,9 +36,9 @@ class InstanceSegmentationModel:
             predictions = self.model(images)
         return {
             "path": batch["path"],
-            "boxes": [one["boxes"].numpy() for one in predictions],
-            "labels": [one["labels"].numpy() for one in predictions],
-            "scores": [one["scores"].numpy() for one in predictions],
+            "boxes": [one["boxes"].tolist() for one in predictions],
+            "labels": [one["labels"].tolist() for one in predictions],
+            "scores": [one["scores"].tolist() for one in predictions],
             "masks": [[encode(mask[0] > 0.5) for mask in one["masks"].numpy()] for one in predictions],
             "finished": [time.time()] * len(predictions),
         }

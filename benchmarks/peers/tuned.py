@@ -43,7 +43,7 @@ class InstanceSegmentationModel:
     def look(self, data: bytes) -> dict[str, Any]:
         image = torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).copy())
         (found,) = self.model([image.permute(2, 0, 1).contiguous() / 255])
-        made = {name: found[name].numpy() for name in ("boxes", "labels", "scores")}
+        made = {name: found[name].tolist() for name in ("boxes", "labels", "scores")}
         return made | {"masks": encode(found["masks"])}
 
 
