@@ -28,7 +28,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import workload
-from measure import REPEATS, in_turn, print_table, ratios, seconds, spread
+from measure import REPEATS, forget_peak, in_turn, peak_memory, print_table, ratios, seconds, spread
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -111,17 +111,11 @@ def map_as_runs(height: int, width: int, number: int) -> Callable[[], Masks]:
 _Way = Callable[..., Callable[[], Masks]]
 
 
-def peak_memory() -> float:
-    """MiB, Linux."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def first(way: _Way, case: tuple[int, int, int]) -> tuple[Masks, float, float]:
     """The masks, seconds of the first call, and how much the process grew in a second one, MiB."""
     make = way(*case)
     took = seconds(make)
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak that came before
+    forget_peak()
     before = peak_memory()
     return make(), took, peak_memory() - before
 

@@ -97,7 +97,8 @@ class Loop:
         return self._rate(lambda some: list(map(stock, some)), self.images[: len(self.images) // 2]) if stock else 0.0
 
     def _rate(self, work: Callable[[Sequence[Any]], object], items: Sequence[Any]) -> float:
-        work(items[:1])
+        for one in items:  # warm: while the job ran, the system may have taken the memory away
+            work([one])
         self.barrier.wait()
         began = time.perf_counter()
         for first in range(0, len(items), POOL.batch_size):

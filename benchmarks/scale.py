@@ -24,7 +24,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import shutil
 import tarfile
 import tempfile
@@ -44,7 +43,7 @@ import numpy as np
 import orjson
 import pyarrow.compute as pc
 from exports import images_of, objects_of
-from measure import in_turn, print_table, ratios, seconds, spread
+from measure import forget_peak, in_turn, peak_memory, print_table, ratios, seconds, spread
 from review import MODEL, record_of, table_of
 from scale_job import MASK, write_job
 
@@ -82,10 +81,11 @@ def alone(function: Callable[..., Any], *arguments: Any) -> tuple[float, float, 
 
 
 def _answer(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    forget_peak()
     began = time.perf_counter()
     result = function(*arguments)
     took = time.perf_counter() - began
-    pipe.send((took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, result))
+    pipe.send((took, peak_memory() * 2**20 / 1e6, result))
 
 
 # Sources
@@ -295,31 +295,33 @@ def _annotation(row: dict[str, Any]) -> dict[str, Any]:
     return annotation | {"id": row["annotation_id"], "bbox": box, "iscrowd": int(row["iscrowd"])}
 
 
-def annotations_in(document: Path) -> Iterator[list[dict[str, Any]]]:
-    """Of an export, some at a time: it has as many in a line as a row group of the tables."""
+def annotations_in(document: Path) -> Iterator[dict[str, Any]]:
+    """Of an export, which has a part's in a line."""
     with document.open("rb") as file:
         for line in file:
             if line.startswith(b'{"id":') and b'"segmentation"' in line[:500]:
-                yield orjson.loads(b"[" + line.rstrip(b"\n]},") + b"}]")
+                yield from orjson.loads(b"[" + line.rstrip(b"\n]},") + b"}]")
 
 
 def check_document(document: Path, labels: Path) -> int:
     """The number of annotations, which are those of the tables."""
-    batches = LabelDataset(str(labels)).batches("annotations", ["annotation_id", "area", "segmentation"])
-    count = 0
-    for found, batch in zip(annotations_in(document), batches, strict=True):
+    written, count = annotations_in(document), 0
+    for batch in LabelDataset(str(labels)).batches("annotations", ["annotation_id", "area", "segmentation"]):
+        found = list(islice(written, len(batch)))
         assert [one["id"] for one in found] == batch["annotation_id"].to_pylist()
         assert [one["area"] for one in found] == batch["area"].to_pylist()
         lengths = pc.binary_length(pc.struct_field(batch["segmentation"], "counts"))
         assert [len(one["segmentation"]["counts"]) for one in found] == lengths.to_pylist()
         count += len(found)
+    assert next(written, None) is None
     return count
 
 
 def check_equal(one_document: Path, other_document: Path) -> None:
     """That the product's holds what json wrote, floats as float32."""
-    ours = (one for some in annotations_in(one_document) for one in some)
-    for one, other in zip(ours, orjson.loads(other_document.read_bytes())["annotations"], strict=True):
+    for one, other in zip(
+        annotations_in(one_document), orjson.loads(other_document.read_bytes())["annotations"], strict=True
+    ):
         floats = {name: np.float32(other[name]) for name in ("bbox", "score")}
         assert all((np.float32(one[name]) == value).all() for name, value in floats.items())
         assert one | {"bbox": 0, "score": 0} == other | {"bbox": 0, "score": 0}
