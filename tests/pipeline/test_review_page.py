@@ -122,6 +122,7 @@ def page(browser: Any, url: str) -> Iterator[Any]:
     page.on("dialog", lambda dialog: complaints.append(dialog.message))
     page.on("request", lambda asked: asked.url.startswith((url, "data:", "blob:")) or complaints.append(asked.url))
     page.goto(url)
+    expect(page.locator("#count")).to_contain_text("images")  # before that nobody listens to the form
     yield page
     context.close()
     # A page may ask twice, as when the index becomes ready in between: what counts is what it complains of.
