@@ -270,9 +270,10 @@ def _resize(
         column = Column(columns[0][x], columns[1][x], columns[2][x])
         for y in range(height):
             node = nodes[y]
-            resized[y, x] = _blend(profiles[x, node], nears[y], profiles[x, node + 1], fars[y], fused_blend)
             if small:
                 resized[y, x] = _blend_four(mask, node, nears[y], fars[y], column, fused_blend)
+            else:
+                resized[y, x] = _blend(profiles[x, node], nears[y], profiles[x, node + 1], fars[y], fused_blend)
     return resized
 
 
@@ -319,6 +320,7 @@ def _turns_of(mask: np.ndarray, profiles: np.ndarray, columns: Axis, rows: Axis,
         if count + len(nodes) + 2 > len(turns):
             turns = np.concatenate((turns, np.empty(len(turns) + len(nodes) + 2, np.int64)))
         first, node = grid.first + x * grid.height, nodes[0]
+        column = Column(nodes_x[x], nears_x[x], fars_x[x])
         while node <= last:
             a, b, start, stop = profiles[x, node], profiles[x, node + 1], cells[node], cells[node + 1]
             if a > high and b > high:
@@ -333,10 +335,10 @@ def _turns_of(mask: np.ndarray, profiles: np.ndarray, columns: Axis, rows: Axis,
                 continue
             if way.small or abs(b - a) <= grid.pitch * ROUNDING_ERROR:
                 for y in range(start, stop):
-                    value = _blend(a, nears[y], b, fars[y], fused)
                     if way.small:
-                        column = Column(nodes_x[x], nears_x[x], fars_x[x])
                         value = _blend_four(mask, node, nears[y], fars[y], column, fused)
+                    else:
+                        value = _blend(a, nears[y], b, fars[y], fused)
                     count = _turn(turns, count, first + y, value > threshold)
             else:  # values go from a to b: which row is the first on the side of b?
                 row = int(grid.origin + grid.pitch * (node + (threshold - a) / (b - a))) + 1

@@ -44,8 +44,8 @@ def pool_of(runtime: Runtime, models: int, cpus: int, gpus: float, memory: float
     """The pools that the runtime asks for, with what the cluster has shared out where it leaves a choice.
 
     Without GPUs that is a worker per processor, with one thread: two such label 1.02 to 1.8 times as many images as one
-    with two threads (docs/performance.md), and threads that round alike give any machine of a kind
-    the same digits. Nor do batches pay there.
+    with two threads (docs/performance.md), and threads that round alike give any machine of a kind the same digits. Nor
+    do batches pay there.
 
     Args:
         runtime: the job's
