@@ -11,7 +11,6 @@ without images, and removed again; KEEP=1 leaves it.
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from measure import forget_peak, peak_memory
 from pycocotools import mask as coco_mask
 from review import HEIGHT, IMAGES_OF_A_UNIT, MODEL, OBJECTS, WIDTH, facts_of, record_of, some_masks, table_of
 
@@ -136,21 +136,17 @@ def measure(name: str, labels: Path, folder: Path) -> None:
     """Writes one export, in a process of its own; prints."""
     exporter, to = exporter_of(name), folder / f"export-{name}"
     place = to / f"labels{exporter.suffix}"
-    before = peak()
+    forget_peak()
+    before = peak_memory()
     began, busy = time.perf_counter(), time.process_time()
     summary = exporter.write(LabelDataset(str(labels)), str(place))
     seconds, busy = time.perf_counter() - began, time.process_time() - busy
     written = sum(file.stat().st_size for file in to.rglob("*") if file.is_file()) / 1e6
     speeds = f"{summary.annotations / seconds:>7,.0f} /s, {written:>6,.0f} MB, {written / seconds:>5.1f} MB/s"
     times = f"{summary.annotations:>9,} objects {seconds:>7.1f} s ({busy:.1f} s of a core)"
-    print(f"{name:>16} {times}, {speeds}, {peak():.0f} MiB at most ({before:.0f} before)", flush=True)
+    print(f"{name:>16} {times}, {speeds}, {peak_memory():.0f} MiB at most ({before:.0f} before)", flush=True)
     if os.environ.get("KEEP") != "1":
         shutil.rmtree(to)
-
-
-def peak() -> float:
-    """The largest resident size of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main() -> None:
