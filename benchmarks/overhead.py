@@ -35,6 +35,7 @@ from workload import POOL
 
 from prelabel.operators.base import Task
 from prelabel.operators.images import decode
+from prelabel.operators.memory import keep_freed_memory
 from prelabel.operators.models import ModelSpec, load_model
 from prelabel.pipeline.dataset import open_dataset
 
@@ -67,6 +68,7 @@ class Loop:
     """What one process of the bare loop holds; all of them begin at once."""
 
     def __init__(self, case: Case, spec: ModelSpec, pictures: Sequence[Path], barrier: Any) -> None:
+        keep_freed_memory()  # as workers do
         torch.set_num_threads(POOL.cpus)
         self.barrier = barrier
         self.encoded = [path.read_bytes() for path in pictures]

@@ -58,14 +58,17 @@ class GatedDataset(LabelDataset):
             yield from super().batches(name, columns)
             return
         parts = zip(self.units, self.parts(name), self.parts("images"), strict=False)
-        # One part is read and checked while the rows of another are written; a second thread made it no faster.
-        for rows in map_ahead(lambda one: self._passed(name, *one), parts, threads=1, ahead=1):
+        # One part is read and another checked while the rows of a third are written.
+        whole = map_ahead(lambda one: self._read(name, *one), parts, threads=1, ahead=1)
+        for rows in map_ahead(lambda one: self._passed(name, *one), whole, threads=1, ahead=1):
             yield from rows.select(columns or TABLES[name].names).to_batches()
 
-    def _passed(self, name: str, unit: int, part: str, images_part: str) -> pa.Table:
-        """The rows of a part, once they have been checked."""
+    def _read(self, name: str, unit: int, part: str, images_part: str) -> tuple[int, str, pa.Table, pa.Table]:
         rows = self._whole(name, part)
-        images = rows if name == "images" else self._whole("images", images_part, OF_IMAGES)
+        return unit, part, rows, rows if name == "images" else self._whole("images", images_part, OF_IMAGES)
+
+    def _passed(self, name: str, unit: int, part: str, rows: pa.Table, images: pa.Table) -> pa.Table:
+        """The rows of a part, once they have been checked."""
         for wrong in self._check(name, rows, images, unit):
             if len(wrong.rows):
                 row = int(wrong.rows[0])

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prelabel.schemas.categories import CategorySet
-from prelabel.schemas.json_texts import STRING, NotPlainError, Piece, Texts, json_numbers, json_rows
+from prelabel.schemas.json_texts import NotPlainError, Piece, json_rows
 
 _ROWS = 16_384
 """As many rows are put into JSON at a time, however large the batches are."""
@@ -191,38 +191,33 @@ def _column_wise(to_pieces: Callable[[pa.RecordBatch], list[Piece]], batch: pa.R
 
 def _instance_pieces(batch: pa.RecordBatch) -> list[Piece]:
     """As `_instance_objects`."""
-    annotation_id, image_id = json_numbers(batch["annotation_id"], batch["image_id"])
-    category_id, iscrowd = json_numbers(batch["category_id"], batch["iscrowd"].cast(pa.int32()))
-    (area,) = json_numbers(batch["area"])
-    box, score = _box_and_score(batch)
-    ids: list[Piece] = ['{"id":', annotation_id, ',"image_id":', image_id, ',"category_id":', category_id]
+    ids = ['{"id":', batch["annotation_id"], *_ids_and_box(batch, ',"image_id":')]
     mask = [',"segmentation":', *(_mask_pieces(batch) or ["[]"])]
-    return [*ids, *box, *mask, ',"area":', area, ',"iscrowd":', iscrowd, ',"score":', score, "}"]
+    crowd = [',"area":', batch["area"], ',"iscrowd":', batch["iscrowd"].cast(pa.int32())]
+    return [*ids, *mask, *crowd, ',"score":', batch["score"], "}"]
 
 
 def _result_pieces(batch: pa.RecordBatch) -> list[Piece]:
     """As `_result_objects`."""
     if batch["keypoints"].null_count < len(batch):
         raise NotPlainError("keypoints")
-    (image_id,), (category_id,) = json_numbers(batch["image_id"]), json_numbers(batch["category_id"])
-    box, score = _box_and_score(batch)
-    ids: list[Piece] = ['{"image_id":', image_id, ',"category_id":', category_id]
     mask = _mask_pieces(batch)
-    return [*ids, *box, ',"score":', score, *([',"segmentation":'] if mask else []), *mask, "}"]
+    score = [',"score":', batch["score"], *([',"segmentation":'] if mask else [])]
+    return [*_ids_and_box(batch, '{"image_id":'), *score, *mask, "}"]
 
 
-def _box_and_score(batch: pa.RecordBatch) -> tuple[list[Piece], Texts]:
-    x, y, width, height, score = json_numbers(*batch["bbox"].flatten(), batch["score"])
-    return [',"bbox":[', x, ",", y, ",", width, ",", height, "]"], score
+def _ids_and_box(batch: pa.RecordBatch, begin: str) -> list[Piece]:
+    x, y, width, height = batch["bbox"].flatten()
+    ids = [begin, batch["image_id"], ',"category_id":', batch["category_id"]]
+    return [*ids, ',"bbox":[', x, ",", y, ",", width, ",", height, "]"]
 
 
 def _mask_pieces(batch: pa.RecordBatch) -> list[Piece]:
     """Of the masks, none where no object has one."""
-    counts, *sides = _runs(batch)
+    counts, height, width = _runs(batch)
     if counts.null_count == len(counts):
         return []
-    height, width = json_numbers(*sides)
-    return ['{"size":[', height, ",", width, '],"counts":', Texts(counts, STRING), "}"]
+    return ['{"size":[', height, ",", width, '],"counts":', counts, "}"]
 
 
 def _image_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:

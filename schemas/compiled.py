@@ -16,3 +16,10 @@ def compiled(function: Function) -> Function:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba finds no folder that it may write to
         return numba.njit(nogil=True)(function)
+
+
+def inlined(function: Function) -> Function:
+    """For compiled functions to call: becomes a part of them, for a call that is given arrays counts references to
+    each, which takes longer than a short loop.
+    """
+    return numba.njit(inline="always")(function)

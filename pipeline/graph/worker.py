@@ -31,7 +31,7 @@ DECODE_THREADS = 8
 
 
 SECONDS_TO_TELL = 10
-SECONDS_BETWEEN = 0.2
+SECONDS_BETWEEN = 0.5
 """Of what a worker tells of its progress, unless an image failed."""
 CANNOT_LOAD = "workers die again and again while they load their models: are they short of memory? try fewer --workers"
 
@@ -128,6 +128,7 @@ class Worker:
 
         from prelabel.operators.base import Task
         from prelabel.operators.label import Asked, Labeler
+        from prelabel.operators.memory import keep_freed_memory
         from prelabel.operators.registry import operators_for
         from prelabel.operators.watchdog import Watchdog
         from prelabel.schemas.categories import CategorySet
@@ -135,6 +136,7 @@ class Worker:
         self.identity = ray.get_runtime_context().get_actor_id()
         if not ray.get(work.counter.load.remote(self.identity)):
             raise ModelError(CANNOT_LOAD)
+        keep_freed_memory()
         torch.set_num_threads(pool.cpus)
         self.work = work
         self.group = pool.groups.index(group)

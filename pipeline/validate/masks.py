@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from prelabel.schemas.compiled import compiled
+from prelabel.schemas.compiled import compiled, inlined
 
 NO_STRING, NEGATIVE, TOO_LONG, TOO_SHORT = 1, 2, 3, 4
 FAULTS = {
@@ -106,7 +106,7 @@ def _find_overlaps(runs: Runs, rows: np.ndarray, layers: np.ndarray, found: np.n
         found[owners[shared + 1]] = owners[reached_by[shared]]
 
 
-@compiled
+@inlined
 def _number(data: np.ndarray, place: int, end: int) -> tuple[Any, int]:
     """The number whose 5-bit groups begin at a place, and the place after it; that is -1 where there is none."""
     number = shift = 0
@@ -142,7 +142,7 @@ def _measure(
             _write_box(data, start, end, heights[mask], boxes[mask])
 
 
-@compiled
+@inlined
 def _fault_and_area(data: np.ndarray, place: int, end: int, pixels: int) -> tuple[int, int]:
     """Of one mask of so many pixels."""
     position = run = area = before = last = 0
@@ -168,7 +168,7 @@ def _fault_and_area(data: np.ndarray, place: int, end: int, pixels: int) -> tupl
     return (0, area) if position == pixels else (TOO_SHORT, 0)
 
 
-@compiled
+@inlined
 def _write_box(data: np.ndarray, place: int, end: int, height: int, box: np.ndarray) -> None:
     """Of one mask without a fault, and with a pixel inside."""
     position = run = before = last = 0
