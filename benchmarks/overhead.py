@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +36,9 @@ from workload import POOL
 
 from prelabel.operators.base import Task
 from prelabel.operators.images import decode
-from prelabel.operators.memory import keep_freed_memory
 from prelabel.operators.models import ModelSpec, load_model
 from prelabel.pipeline.dataset import open_dataset
+from prelabel.pipeline.graph.waves import KEEPING_MEMORY
 
 SIZE = 480, 640
 UNITS = 8
@@ -68,7 +69,6 @@ class Loop:
     """What one process of the bare loop holds; all of them begin at once."""
 
     def __init__(self, case: Case, spec: ModelSpec, pictures: Sequence[Path], barrier: Any) -> None:
-        keep_freed_memory()  # as workers do
         torch.set_num_threads(POOL.cpus)
         self.barrier = barrier
         self.encoded = [path.read_bytes() for path in pictures]
@@ -124,6 +124,7 @@ def _loops(*arguments: Any) -> Iterator[Callable[[str], list[Any]]]:
     """Asks all processes of the bare loop the same."""
     context = multiprocessing.get_context("spawn")
     arguments = *arguments, context.Barrier(POOL.most)
+    os.environ.update(KEEPING_MEMORY)  # as workers do
     with ProcessPoolExecutor(POOL.most, context, _start, arguments) as processes:
         yield lambda name: [asked.result() for asked in [processes.submit(_call, name) for _ in range(POOL.most)]]
 

@@ -193,7 +193,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(rgba, mask=rgba)
         return rgb
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy
 
 
 def _to_8_bits(gray: np.ndarray) -> np.ndarray:

@@ -73,9 +73,12 @@ class GatedDataset(LabelDataset):
             if len(wrong.rows):
                 row = int(wrong.rows[0])
                 raise JobError(f"{part} row {row}: {wrong.say(row)}; `prelabel validate {self.url}` finds all")
-        rows = rows if name == "images" else _clipped(rows, images)
+        if name == "images":
+            return rows
+        most = _borders(rows, images)
+        rows = _clipped(rows, most)
         if name == "annotations":
-            rows, beyond = _placed(rows, images)
+            rows, beyond = _placed(rows, most)
             if beyond:
                 self._beyond[unit] = beyond  # an export may read a table twice
         return rows
@@ -111,11 +114,10 @@ class GatedDataset(LabelDataset):
             yield from check_counts(rows, known)
 
 
-def _clipped(rows: pa.Table, images: pa.Table) -> pa.Table:
-    """The rows with boxes that end at the borders of their images."""
+def _clipped(rows: pa.Table, most: np.ndarray) -> pa.Table:
+    """The rows with boxes that end at the borders of their images, which `_borders` says."""
     box = rows["bbox"].combine_chunks()
     sides = np.stack([side.to_numpy() for side in box.flatten()], axis=1).astype(np.float64)
-    most = _borders(rows, images)
     start, end = sides[:, :2], sides[:, :2] + sides[:, 2:]
     outside: np.ndarray = np.any((start < -ROUNDING) | (end > most + ROUNDING), axis=1)
     if not outside.any():
@@ -130,12 +132,14 @@ def _clipped(rows: pa.Table, images: pa.Table) -> pa.Table:
     return _with(rows, "area", pa.array(np.where(boxed, sides[:, 2] * sides[:, 3], rows["area"].to_numpy())))
 
 
-def _placed(rows: pa.Table, images: pa.Table) -> tuple[pa.Table, int]:
-    """The rows without keypoints outside of their images, and how many there were."""
+def _placed(rows: pa.Table, most: np.ndarray) -> tuple[pa.Table, int]:
+    """The rows without keypoints outside of their images, which end at `_borders`; and how many there were."""
     lists = rows["keypoints"].combine_chunks()
+    if lists.null_count == len(lists):
+        return rows, 0
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     points = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, 3).copy()
-    most = np.repeat(_borders(rows, images), lengths // 3, axis=0)
+    most = np.repeat(most, lengths // 3, axis=0)
     inside = ((points[:, :2] >= -ROUNDING) & (points[:, :2] <= most + ROUNDING)).all(1)
     outside = (points[:, 2] > 0) & ~inside
     if not outside.any():

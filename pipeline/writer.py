@@ -15,8 +15,8 @@ from prelabel.pipeline.manifest import Manifest, checksum
 from prelabel.pipeline.storage import Storage
 from prelabel.schemas.tables import part_name
 
-ROWS_PER_GROUP = 1_024
-"""Small, so that a filter on score or category has something to skip."""
+ROWS_PER_GROUP = 4_096
+"""A filter on score or category has something to skip; groups of a quarter take twice the time to read."""
 
 
 def write_unit(

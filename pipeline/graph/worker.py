@@ -128,7 +128,6 @@ class Worker:
 
         from prelabel.operators.base import Task
         from prelabel.operators.label import Asked, Labeler
-        from prelabel.operators.memory import keep_freed_memory
         from prelabel.operators.registry import operators_for
         from prelabel.operators.watchdog import Watchdog
         from prelabel.schemas.categories import CategorySet
@@ -136,7 +135,6 @@ class Worker:
         self.identity = ray.get_runtime_context().get_actor_id()
         if not ray.get(work.counter.load.remote(self.identity)):
             raise ModelError(CANNOT_LOAD)
-        keep_freed_memory()
         torch.set_num_threads(pool.cpus)
         self.work = work
         self.group = pool.groups.index(group)

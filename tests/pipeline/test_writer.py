@@ -79,7 +79,7 @@ def parts(labels: LabelDataset, table: str) -> list[Path]:
     return sorted(Path(labels.url, table).iterdir())
 
 
-def many_rows(count: int = 5000) -> pa.Table:
+def many_rows(count: int = 20_000) -> pa.Table:
     """Annotations whose scores fall and whose categories come in runs."""
     rows = [annotation_row(0, 0) | {"score": 1 - row / count, "annotation_id": row} for row in range(count)]
     for row in rows[: count // 2]:
@@ -138,9 +138,9 @@ def test_column_chunks_have_what_readers_need_to_skip(large: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "groups", "rows"),
     [
-        (pc.field("score") > 0.9, 1, 500),
-        (pc.field("category_id") == 5, 3, 2500),
-        ((pc.field("category_id") == 2) & (pc.field("score") < 0.55), 1, 249),
+        (pc.field("score") > 0.9, 1, 2000),
+        (pc.field("category_id") == 5, 3, 10_000),
+        ((pc.field("category_id") == 2) & (pc.field("score") < 0.55), 1, 999),
         (pc.field("bbox", "width") > 100, 0, 0),
     ],
     ids=str,
