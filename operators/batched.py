@@ -27,10 +27,9 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from prelabel.operators.resize import Size, resize_normalized
 from prelabel.operators.suppression import keep_best
 
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 _LEAST_SIDE = 1e-2  # pixels: `RoIHeads` drops thinner boxes
 _MARGIN = 0.1  # more than rounding can move a logit, bfloat16's included
 _SIZES = 16  # of the input, whose anchors are kept: 5 MB each
@@ -44,6 +43,8 @@ def batch_postprocessing(network: nn.Module) -> None:
     """
     if isinstance(network, GeneralizedRCNN | RetinaNet | SSD | FCOS):
         _replace(network.transform, GeneralizedRCNNTransform, "normalize", _normalize)
+        if type(network.transform).forward is GeneralizedRCNNTransform.forward:
+            _replace(network.transform, GeneralizedRCNNTransform, "resize", _resize)
         _replace(network.transform, GeneralizedRCNNTransform, "postprocess", _resize_back)
     on_gpu = any(parameter.is_cuda for parameter in network.parameters())
     for module in reversed(list(network.modules())):  # children first
@@ -90,10 +91,34 @@ def _normalize(transform: GeneralizedRCNNTransform, image: Tensor) -> Tensor:
     """`ToTensor` of a uint8 image, and what the class does with a float32 one."""
     largest, mean, std = _constants(tuple(transform.image_mean), tuple(transform.image_std), image.device)
     if image.dtype == torch.uint8:
+        if _shrinks(transform, image):
+            return image  # `_resize` does both
         return image.float().div_(largest).sub_(mean).div_(std)
     if image.dtype != torch.float32:
         return GeneralizedRCNNTransform.normalize(transform, image)
     return (image - mean).div_(std)
+
+
+def _shrinks(transform: GeneralizedRCNNTransform, image: Tensor) -> bool:
+    """Whether an image is smaller for the network, and made so by `_resize`: there the processor saves most of both."""
+    height, width = resized_size(transform, *image.shape[-2:])
+    return not image.is_cuda and "resize" in vars(transform) and 0 < height * width < image[0].numel()
+
+
+def _resize(transform: GeneralizedRCNNTransform, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+    """The class's `resize`; of a uint8 image, which `_normalize` has left to it, its `normalize` as well."""
+    if image.dtype != torch.uint8:
+        return GeneralizedRCNNTransform.resize(transform, image, target)
+    size = resized_size(transform, *image.shape[-2:])
+    return resize_normalized(image, size, transform.image_mean, transform.image_std), target
+
+
+def resized_size(transform: GeneralizedRCNNTransform, height: int, width: int) -> Size:
+    """What the class's `resize` makes of such an image: `interpolate(recompute_scale_factor=True)` without pixels."""
+    if transform.fixed_size is not None:
+        return transform.fixed_size[1], transform.fixed_size[0]
+    scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
+    return math.floor(height * scale), math.floor(width * scale)
 
 
 def _resize_back(

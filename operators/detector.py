@@ -24,7 +24,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
-from prelabel.operators.batched import batch_postprocessing, takes_bytes
+from prelabel.operators.batched import batch_postprocessing, resized_size, takes_bytes
 from prelabel.operators.devices import torch_device
 from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.operators.prepare import prepare
@@ -244,17 +244,12 @@ def _num_keypoints(name: str, network: nn.Module, categories: CategorySet) -> in
 def padded_size(transform: Any, height: int, width: int) -> tuple[int, int]:
     """The (height, width) that torchvision's transform resizes and pads an image to, in pixels.
 
-    The arithmetic of `GeneralizedRCNNTransform.resize`, `interpolate(recompute_scale_factor=True)` and `batch_images`,
-    without the pixels. A 0 where the resize leaves nothing; the image's own size for any other transform,
-    a subclass's as well.
+    The arithmetic of `GeneralizedRCNNTransform.resize` and `batch_images`, without the pixels. A 0 where the resize
+    leaves nothing; the image's own size for any other transform, a subclass's as well.
     """
     if type(transform) is not GeneralizedRCNNTransform:  # a subclass often resizes in another way, or not at all
         return height, width
-    if transform.fixed_size is not None:
-        size = transform.fixed_size[1], transform.fixed_size[0]
-    else:
-        scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
-        size = math.floor(height * scale), math.floor(width * scale)
+    size = resized_size(transform, height, width)
     stride = transform.size_divisible
     return math.ceil(size[0] / stride) * stride, math.ceil(size[1] / stride) * stride
 
