@@ -3,10 +3,10 @@
     PYTHONPATH=benchmarks python benchmarks/overhead.py [--quick] [MODEL...]
 
 The job is the real one: JPEGs of 480 x 640 in a folder, the default options of this machine, parts and commits written.
-Its images a second are those between the first commit of the last worker and the last commit, by the commits' own
-clocks; what the command takes besides (Ray and the models start, everything ends) is told apart. The bare loop is the
-same model in as many processes, with as many threads each and the same batches, over the same images, decoded before;
-it writes nothing. For a model that does nothing, the loop decodes the JPEGs.
+Its images a second are those between the first commit of the last worker and the time when one has nothing more to do,
+by the commits' own clocks; what the command takes besides (Ray and the models start, everything ends) is told apart.
+The bare loop is the same model in as many processes, with as many threads each and the same batches, over the same
+images, decoded before; it writes nothing. For a model that does nothing, the loop decodes the JPEGs.
 
 Beside it, so that a slow model can't win: stock torchvision in the same processes, one image at a time in float32.
 
@@ -41,27 +41,27 @@ from prelabel.pipeline.dataset import open_dataset
 from prelabel.pipeline.graph.waves import KEEPING_MEMORY
 
 SIZE = 480, 640
-UNITS = 8
 COMPARED = 2
 """Images whose rows are compared with the loop's predictions."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, images of a unit of its job, and the least ratio of job and loop that is good enough."""
+    """A model, units of its job and images of each, and the least ratio of job and loop that is good enough."""
 
     name: str
     model: str
     table: str
+    units: int
     unit: int
     goal: float
 
 
 CASES = (
-    Case("mask_rcnn", "python:workload:mask_rcnn", "annotations", 2, 0.97),
-    Case("ssdlite", "python:workload:ssdlite", "annotations", 64, 0.90),
-    Case("lraspp", "torchvision:lraspp_mobilenet_v3_large", "segments", 24, 0.90),
-    Case("nothing", "python:workload:nothing", "annotations", 512, 0.75),
+    Case("mask_rcnn", "python:workload:mask_rcnn", "annotations", 16, 1, 0.97),
+    Case("ssdlite", "python:workload:ssdlite", "annotations", 24, 64, 0.90),
+    Case("lraspp", "torchvision:lraspp_mobilenet_v3_large", "segments", 16, 12, 0.90),
+    Case("nothing", "python:workload:nothing", "annotations", 12, 512, 0.75),
 )
 
 
@@ -145,7 +145,7 @@ def _check(case: Case, found: Sequence[list[float]], rows: Sequence[list[float]]
 
 def measured(case: Case, folder: Path, unit: int, repeats: int) -> list[str]:
     """A row of the table."""
-    pictures = sorted(workload.write_pictures(folder / "pictures", UNITS * unit, SIZE).glob("*"))
+    pictures = sorted(workload.write_pictures(folder / "pictures", case.units * unit, SIZE).glob("*"))
     spec = workload.spec_of(case.name, case.model, folder)
     jobs: list[workload.Ran] = []
 
@@ -168,7 +168,7 @@ def measured(case: Case, folder: Path, unit: int, repeats: int) -> list[str]:
         f"{case.goal:.2f}" + ("" if median(share) >= case.goal else " missed"),
         spread(ratios(found["bare"], found["stock"]), ".2f") if spec.weights else "",
         f"{median(one.rest for one in jobs[1:]):.1f} s",
-        _told(jobs[1:], UNITS * unit),
+        _told(jobs[1:], case.units * unit),
     ]
 
 

@@ -10,9 +10,9 @@ First what they found is compared: an object is the same where its category is, 
 within 1e-3, and its mask but for 1 % of the union. The rest are near ties: rounding that put a box, a score or a pixel
 on the other side of a limit. It is an error where more than 2 % are not even within a pixel.
 
-Images a second are of the steady state: from when each worker has finished a unit (of the scripts: a batch) until the
-last has. What the command takes besides is told apart, for it is the same for ten images and for a million. The script
-as documented is measured once, for it takes long.
+Images a second are of the steady state: from when each worker has finished a unit (of the scripts: a batch) until one
+has nothing more to do. What the command takes besides is told apart, for it is the same for ten images and for a
+million. The script as documented is measured once, for it takes long.
 
 bf16 needs a processor with such instructions; where there are none, one run shows what becomes of it.
 

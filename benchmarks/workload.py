@@ -312,7 +312,9 @@ def run_command(*command: str | Path) -> float:
 def ran(
     ends: Iterable[tuple[float, int]], workers: int, seconds: float, timings: Mapping[str, float] | None = None
 ) -> Ran:
-    """Of work whose steady state is from the time when each worker has finished something until the last has.
+    """Of work whose steady state is from when each worker has finished something until the first one has no more to do.
+
+    Which worker comes to be the last one, and how long alone, is no matter of speed, and would be half of a short run.
 
     Args:
         ends: when so many images were finished, in seconds of a clock
@@ -321,5 +323,6 @@ def ran(
         timings: of what took them
     """
     ends = sorted(ends)
-    rate = sum(images for _, images in ends[workers:]) / (ends[-1][0] - ends[workers - 1][0])
+    first, last = workers - 1, len(ends) - workers
+    rate = sum(images for _, images in ends[first + 1 : last + 1]) / (ends[last][0] - ends[first][0])
     return Ran(rate, seconds - sum(images for _, images in ends) / rate, timings or {})
