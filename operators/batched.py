@@ -89,10 +89,10 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
 
 def _normalize(transform: GeneralizedRCNNTransform, image: Tensor) -> Tensor:
     """`ToTensor` of a uint8 image, and what the class does with a float32 one."""
+    if image.dtype == torch.uint8 and _shrinks(transform, image):
+        return image  # `_resize` does both
     largest, mean, std = _constants(tuple(transform.image_mean), tuple(transform.image_std), image.device)
     if image.dtype == torch.uint8:
-        if _shrinks(transform, image):
-            return image  # `_resize` does both
         return image.float().div_(largest).sub_(mean).div_(std)
     if image.dtype != torch.float32:
         return GeneralizedRCNNTransform.normalize(transform, image)

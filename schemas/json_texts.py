@@ -64,7 +64,7 @@ def _column(column: pa.Array) -> tuple[int, np.ndarray | pa.Array]:
     """A kind, and the numbers or texts."""
     if column.null_count:
         raise NotPlainError("a null")
-    if not pa.types.is_floating(column.type) and not pa.types.is_integer(column.type):
+    if not _is_number(column):
         return STRING, column.cast(pa.large_string())  # perhaps beyond 2 GiB
     values = column.to_numpy()
     if pa.types.is_integer(column.type):
@@ -83,6 +83,10 @@ def _column(column: pa.Array) -> tuple[int, np.ndarray | pa.Array]:
     return FLOAT_TEXT, column.cast(pa.large_string())
 
 
+def _is_number(column: pa.Array) -> bool:
+    return pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+
+
 def _between(pieces: Sequence[Piece]) -> list[bytes]:
     """What stands before the value of each column, and behind the last one."""
     fixed = [""]
@@ -90,7 +94,7 @@ def _between(pieces: Sequence[Piece]) -> list[bytes]:
         if isinstance(piece, str):
             fixed[-1] += piece
         else:
-            quote = "" if pa.types.is_floating(piece.type) or pa.types.is_integer(piece.type) else '"'
+            quote = "" if _is_number(piece) else '"'
             fixed[-1] += quote
             fixed.append(quote)
     return [one.encode() for one in fixed]
