@@ -202,9 +202,7 @@ class _Blocks(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         return [
-            ReadTask(
-                partial(read, self.work, number, block), BlockMetadata(sum(map(len, block)), _size(block), None, None)
-            )
+            ReadTask(partial(read, self.work, number, block), _metadata(block))
             for number, block in enumerate(self.blocks)
         ]
 
