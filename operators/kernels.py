@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 LEAST_CHANNELS = 128
 LEAST_PIXELS = 24 * 24
-"""Of a map; in smaller ones, such as objects' masks, too many tiles reach over the border."""
+"""Of a map; for smaller ones, such as objects' masks, getting the weights ready takes too long."""
 LEAST_WEIGHTS = 2**23
 """Of a linear layer: it gets a copy of them in the order that oneDNN likes, which the small ones do without."""
 
@@ -54,13 +54,18 @@ def _kernel_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 _ONEDNN: Any = torch.ops.mkldnn
 
 
-def _forward(module: Any, kernel: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """The layer's, of whatever the kernel is not for as well: other types and autocast, shapes, none at all."""
-    takes = values.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and values.numel() > 0
-    if takes and values.ndim == (2 if type(module) is nn.Linear else 4):
-        return kernel(values)
-    found: Tensor = type(module).forward(module, values)
+def _forward(layer: Any, kernel: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    found: Tensor = kernel(values) if _suits(layer, values) else type(layer).forward(layer, values)
     return found
+
+
+def _suits(layer: nn.Module, values: Tensor) -> bool:
+    """Whether the kernel takes such values, and is quicker."""
+    if values.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not values.numel():
+        return False
+    if isinstance(layer, nn.Linear):
+        return values.ndim == 2
+    return values.ndim == 4 and values.shape[2] * values.shape[3] >= LEAST_PIXELS
 
 
 def _linear(packed: Tensor, bias: Tensor | None, values: Tensor) -> Tensor:
@@ -74,8 +79,6 @@ def _pointwise(layer: nn.Conv2d, maps: Tensor) -> Tensor:
 
 def _by_tiles(layer: nn.Conv2d, maps: Tensor) -> Tensor:
     """Maps (N, C, H, W), and so is what comes of them, the channels of a pixel together."""
-    if maps.shape[2] * maps.shape[3] < LEAST_PIXELS:
-        return nn.Conv2d.forward(layer, maps)
     found = [torch._nnpack_spatial_convolution(_planes(one), layer.weight, layer.bias, 1, 1) for one in maps.split(1)]
     together = [one.contiguous(memory_format=torch.channels_last) for one in found]
     return torch.cat(together) if len(together) > 1 else together[0]
