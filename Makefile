@@ -31,8 +31,8 @@ demo: install  ## Label generated images with the bundled model and show where t
 	rm -rf prelabel-demo
 	$(BIN)/prelabel demo --output prelabel-demo
 
-test: install  ## Run all tests
-	PYTHONSAFEPATH=1 $(BIN)/python -m pytest
+test: install  ## Run all tests, two at a time
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-tools: install $(TOOLS:%=.tools/%)  ## Import exports into the real tools: Label Studio, datumaro, supervision, datasets
 	@for tool in $(TOOLS); do $(MAKE) --no-print-directory test-tool-$$tool || exit 1; done
