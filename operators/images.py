@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import (  # a plugin registers itself in Image.OPEN when it is imported
     AvifImagePlugin,  # noqa: F401
@@ -27,8 +28,10 @@ from PIL import (  # a plugin registers itself in Image.OPEN when it is imported
     WebPImagePlugin,  # noqa: F401
 )
 
-# The system gets such blocks back at once; smaller ones stay with each of the threads that decode.
-Image.core.set_block_size(64 * 2**20)
+from prelabel.schemas.compiled import compiled
+
+_BLOCK = 64 * 2**20  # bytes: the system gets such blocks back at once; smaller ones stay with the threads that decode
+Image.core.set_block_size(_BLOCK)
 
 MAX_IMAGE_PIXELS = 178_956_970
 """The default limit: 512 MiB of RGB pixels, and where Pillow's own ends."""
@@ -208,10 +211,26 @@ def _to_8_bits(gray: np.ndarray) -> np.ndarray:
 
 
 def _planes(rgb: Image.Image) -> torch.Tensor:
+    """The pixels, channel by channel: read where Pillow has them, a strip at a time that is one block of its memory."""
     planes = np.empty((3, rgb.height, rgb.width), np.uint8)
-    for plane, band in zip(planes, rgb.split(), strict=True):
-        plane[:] = np.asarray(band)
+    rows = max(1, _BLOCK // 2 // (4 * rgb.width))
+    for top in range(0, rgb.height, rows):
+        bottom = min(top + rows, rgb.height)
+        strip = rgb if rows >= rgb.height else rgb.crop((0, top, rgb.width, bottom))
+        packed = pa.array(strip).flatten().to_numpy().view(np.uint32)
+        _unpack(packed.reshape(bottom - top, rgb.width), planes[:, top:bottom])
     return torch.from_numpy(planes)
+
+
+@compiled
+def _unpack(packed: np.ndarray, planes: np.ndarray) -> None:
+    """Red, green and blue are the lower bytes of each pixel, in this order."""
+    for row in range(packed.shape[0]):
+        for column in range(packed.shape[1]):
+            pixel = packed[row, column]
+            planes[0, row, column] = pixel & 255
+            planes[1, row, column] = (pixel >> 8) & 255
+            planes[2, row, column] = (pixel >> 16) & 255
 
 
 _PILLOW_WARNS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
