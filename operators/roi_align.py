@@ -39,9 +39,10 @@ def _pooled(
     levels = pool.map_levels(boxes).numpy() if len(features) > 1 else np.zeros(len(rois), np.int64)
     pooled = np.empty((len(rois), features[0].shape[1], *pool.output_size), np.float32)
     for level, (feature, scale) in enumerate(zip(features, pool.scales, strict=True)):
-        rows = feature.float().permute(0, 2, 3, 1).contiguous().numpy()
-        known = rows, np.float32(scale), rois, of_image, pool.sampling_ratio, pooled
-        _on_threads(np.flatnonzero(levels == level), *known)
+        which = np.flatnonzero(levels == level)
+        if which.size:  # of a map in bfloat16 a copy is made
+            rows = feature.float().permute(0, 2, 3, 1).contiguous().numpy()
+            _on_threads(which, rows, np.float32(scale), rois, of_image, pool.sampling_ratio, pooled)
     return torch.from_numpy(pooled)
 
 
