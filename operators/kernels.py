@@ -5,7 +5,7 @@
 - Convolutions of 1 x 1, and linear layers of many weights: oneDNN. Torch takes MKL, which on other makers' processors
   leaves AVX-512 aside.
 
-Every image is computed by itself, so that its neighbours in a batch change nothing.
+NNPACK gets one image at a time, so that its neighbours in a batch change nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def take_quick_kernels(network: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     for module in network.modules():
-        kernel = _kernel_of(module)
-        if kernel is not None and "forward" not in vars(module):
+        if "forward" not in vars(module) and (kernel := _kernel_of(module)):
             module.forward = partial(_forward, module, kernel)
 
 
@@ -45,7 +44,7 @@ def _kernel_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if module.kernel_size == (1, 1) and module.padding == (0, 0):
         return partial(_pointwise, module)
     plain = module.stride == module.padding == module.dilation == (1, 1) and module.kernel_size == (3, 3)
-    if plain and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS and torch._nnpack_available():
+    if plain and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS and torch.backends.nnpack.is_available():
         module.weight.data = module.weight.contiguous()
         return partial(_by_tiles, module)
     return None
