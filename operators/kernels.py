@@ -43,8 +43,9 @@ def _kernel_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
     if module.kernel_size == (1, 1) and module.padding == (0, 0):
         return partial(_pointwise, module)
-    plain = module.stride == module.padding == module.dilation == (1, 1) and module.kernel_size == (3, 3)
-    if plain and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS and torch.backends.nnpack.is_available():
+    is_wide = min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
+    is_plain = module.stride == module.padding == module.dilation == (1, 1) and module.kernel_size == (3, 3)
+    if is_wide and is_plain and torch.backends.nnpack.is_available():
         module.weight.data = module.weight.contiguous()
         return partial(_by_tiles, module)
     return None
