@@ -213,7 +213,7 @@ def _to_8_bits(gray: np.ndarray) -> np.ndarray:
 def _planes(rgb: Image.Image) -> torch.Tensor:
     """The pixels, channel by channel: read where Pillow has them, a strip at a time that is one block of its memory."""
     planes = np.empty((3, rgb.height, rgb.width), np.uint8)
-    rows = max(1, _BLOCK // 2 // (4 * rgb.width))
+    rows = max(1, _BLOCK // (4 * rgb.width) - 1)
     for top in range(0, rgb.height, rows):
         bottom = min(top + rows, rgb.height)
         strip = rgb if rows >= rgb.height else rgb.crop((0, top, rgb.width, bottom))

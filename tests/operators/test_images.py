@@ -52,6 +52,12 @@ def test_a_decoded_image_is_planes_of_rgb():
     assert (rgb(image) == GRADIENT).all()
 
 
+@pytest.mark.parametrize("height", [4095, 4096, 4097, 8200])
+def test_pixels_beyond_a_block_of_pillows_memory(height):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, 4096, 3), np.uint8)
+    assert (rgb(decode(encoded(pixels, "PPM"))) == pixels).all()
+
+
 @pytest.mark.parametrize("folder", ["blood_cells/images", "nuclei/images", "photos"])
 def test_photographs_are_exactly_what_pillow_reads(shared_data, folder):
     for path in sorted((shared_data / folder).iterdir())[:20]:
