@@ -11,7 +11,7 @@ NNPACK gets one image at a time, so that its neighbours in a batch change nothin
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ LEAST_PIXELS = 24 * 24
 """Of a map; for smaller ones, such as objects' masks, getting the weights ready takes too long."""
 LEAST_WEIGHTS = 2**23
 """Of a linear layer: it gets a copy of them in the order that oneDNN likes, which the small ones do without."""
+_ONEDNN: Any = torch.ops.mkldnn
 
 
 def take_quick_kernels(network: nn.Module) -> None:
@@ -38,7 +39,8 @@ def take_quick_kernels(network: nn.Module) -> None:
 
 def _kernel_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS and hasattr(_ONEDNN, "_linear_pointwise"):
-        return partial(_linear, _ONEDNN._reorder_linear_weight(module.weight.detach(), None), module.bias)
+        packed = cache(partial(_ONEDNN._reorder_linear_weight, module.weight.detach(), None))  # in bfloat16 never made
+        return partial(_linear, packed, module.bias)
     if type(module) is not nn.Conv2d or module.groups > 1 or module.padding_mode != "zeros":
         return None
     if module.kernel_size == (1, 1) and module.padding == (0, 0):
@@ -49,9 +51,6 @@ def _kernel_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         module.weight.data = module.weight.contiguous()
         return partial(_by_tiles, module)
     return None
-
-
-_ONEDNN: Any = torch.ops.mkldnn
 
 
 def _forward(layer: Any, kernel: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -68,8 +67,8 @@ def _suits(layer: nn.Module, values: Tensor) -> bool:
     return values.ndim == 4 and values.shape[2] * values.shape[3] >= LEAST_PIXELS
 
 
-def _linear(packed: Tensor, bias: Tensor | None, values: Tensor) -> Tensor:
-    found: Tensor = _ONEDNN._linear_pointwise(values, packed, bias, "none", [], "")
+def _linear(packed: Callable[[], Tensor], bias: Tensor | None, values: Tensor) -> Tensor:
+    found: Tensor = _ONEDNN._linear_pointwise(values, packed(), bias, "none", [], "")
     return found
 
 
