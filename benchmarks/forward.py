@@ -1,4 +1,4 @@
-"""One image at a time through stock torchvision and through our models, on the same threads of the processor.
+"""Stock torchvision one image at a time, and our models in a job's batches, on the same threads of the processor.
 
     PYTHONPATH=benchmarks python benchmarks/forward.py [--quick] [--threads N] [NETWORK...]
 
@@ -8,7 +8,7 @@ makes run-length masks. What both find is compared first: the same objects, boxe
 Two networks have trained weights: the bundled one for scenes, and a detector of blood cells where ../shared/data is
 there. For them the AP of COCO (pycocotools) of stock, float32 and bf16 on the same images is printed. The other
 weights are made up, see workload.py. How fast bf16 is, is measured where the processor has such arithmetic. Not shown:
-batches (see sweep.py), and a GPU (see gpu.py).
+other batches (see sweep.py), and a GPU (see gpu.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from prelabel.operators.base import Instances, Model, Task
+from prelabel.operators.base import Instances, Model, Prediction, Task
 from prelabel.operators.models import ModelSpec, load_model
 from prelabel.operators.models.scenes import SEMANTIC
 from prelabel.operators.models.scenes_network import SCENES_WEIGHTS, build_scenes_network
@@ -65,11 +65,17 @@ def same(found: Instances, expected: dict[str, Tensor]) -> int:
     return int((near & (found.category_ids[:, None] == labels)).any(0).sum())
 
 
+def predicted(model: Model, images: Sequence[Tensor]) -> list[Prediction]:
+    """In the batches of a job."""
+    tasks = model.tasks - {Task.PROPOSE}
+    return [one for some in workload.batches_of(model, images, SIZE) for one in model.predict(some, tasks)]
+
+
 def agreement(model: Model, stock: Callable[[Tensor], dict[str, Tensor]], images: Sequence[Tensor]) -> str:
     """What share of stock's objects, or of its pixels' labels, ours are."""
     alike = total = 0
-    for image in images:
-        (mine,), expected = model.predict([image], model.tasks - {Task.PROPOSE}), stock(image)
+    for image, mine in zip(images, predicted(model, images), strict=True):
+        expected = stock(image)
         if mine.instances is None:
             areas = {one: mask.area for one, mask in zip(mine.semantic.category_ids, mine.semantic.masks, strict=True)}
             theirs = np.bincount(expected["labels"].flatten().numpy(), minlength=21)[1:]
@@ -91,12 +97,7 @@ def compared(name: str, folder: Path, quick: bool) -> list[str]:
     if not has_bf16():
         del models["bf16"]
     told = agreement(models["ours"], stock, images)  # which compiles as well
-
-    def look(model: Model) -> float:
-        tasks = model.tasks - {Task.PROPOSE}
-        return seconds(lambda: [model.predict([image], tasks) for image in images])
-
-    ways = {way: lambda model=model: look(model) for way, model in models.items()}
+    ways = {way: lambda model=model: seconds(lambda: predicted(model, images)) for way, model in models.items()}
     found = in_turn({"stock": lambda: seconds(lambda: list(map(stock, images))), **ways}, 1 if quick else REPEATS)
     milliseconds = {way: [1000 * one / len(images) for one in took] for way, took in found.items()}
     return [
@@ -208,7 +209,7 @@ def main() -> None:
         rows = [compared(name, Path(folder, name), given.quick) for name in networks]
         ours = ["ours", "ours, bf16"] if has_bf16() else ["ours"]
         columns = ["network", "the same", "stock, ms/image", *ours, *(f"stock / {one}" for one in ours)]
-        print_table(f"One image of {SIZE[0]} x {SIZE[1]} at a time, {given.threads} thread", columns, rows)
+        print_table(f"Images of {SIZE[0]} x {SIZE[1]}, {given.threads} thread", columns, rows)
         count = 10 if given.quick else 60
         rows = [scenes(count, Path(folder, "scenes"))] + ([blood_cells(count)] if CELLS.exists() else [])
     print_table("AP of COCO, in points", ["images", "stock", "ours", "ours, bf16"], rows)

@@ -103,8 +103,8 @@ class Loop:
             work([one])
         self.barrier.wait()
         began = time.perf_counter()
-        for first in range(0, len(items), POOL.batch_size):
-            work(items[first : first + POOL.batch_size])
+        for some in workload.batches_of(self.model, items, SIZE):
+            work(some)
         return len(items) / (time.perf_counter() - began)
 
 
@@ -202,7 +202,7 @@ def main() -> None:
         "start and end",
         "ms an image",
     ]
-    print_table(f"A job of {POOL.most} workers x {POOL.cpus} threads, batches of {POOL.batch_size}", columns, rows)
+    print_table(f"A job of {POOL.most} workers x {POOL.cpus} threads, batches as it makes them", columns, rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     PYTHONPATH=benchmarks python benchmarks/sweep.py [--quick] [NETWORK...]
 
 Each way runs in as many processes as it has workers, all at once, on images of 480 x 640 that are decoded before. The
-default of a job without GPUs comes of this table: a worker of one thread for each processor, one image at a time.
+default of a job without GPUs comes of this table: a worker of one thread for each processor, and batches of networks
+whose inputs are small (PROCESSOR_PIXELS in operators/batches.py).
 
 Weights are made up, see workload.py.
 """
@@ -32,6 +33,7 @@ NETWORKS = {
     "light_mask_rcnn": "python:workload:light_mask_rcnn",
     "ssdlite": "python:workload:ssdlite",
     "lraspp": "torchvision:lraspp_mobilenet_v3_large",
+    "classifier": "torchvision:resnet50",
 }
 CPUS = os.cpu_count() or 1
 SIZE = 480, 640
@@ -50,7 +52,7 @@ class Way:
         return f"{self.workers} x {self.threads}, by {self.batch}"
 
 
-WAYS = [Way(1, CPUS, 1), Way(CPUS, 1, 1), Way(CPUS, 1, 4), Way(CPUS, 1, 8)]
+WAYS = [Way(1, CPUS, 1), Way(CPUS, 1, 1), Way(CPUS, 1, 2), Way(CPUS, 1, 4), Way(CPUS, 1, 8)]
 
 
 def _work(spec: ModelSpec, pictures: Path, way: Way, least: float, barrier: Any, rates: Any) -> None:

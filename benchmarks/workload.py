@@ -22,14 +22,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchvision.models import segmentation
+from torchvision.models import ResNet, resnet50, segmentation
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone
@@ -37,6 +37,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
+from prelabel.operators.batches import images_at_once
 from prelabel.operators.models import ModelSpec
 from prelabel.pipeline.pool import pool_of
 from prelabel.pipeline.scenes import make_scene
@@ -53,6 +54,7 @@ CANDIDATES = 150
 """Of an image, above the score threshold."""
 LEAST_OF_A_PHOTO = 0.6
 """A picture shows at least so much of a photograph's height and width."""
+T = TypeVar("T")
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> Path:
@@ -117,6 +119,11 @@ def lraspp() -> nn.Module:
     return segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
 
 
+def classifier() -> ResNet:
+    """ResNet-50, a crop of 224 pixels, 1,000 labels."""
+    return resnet50()
+
+
 def nothing() -> Model:
     """A model that finds nothing, at once."""
     return _Nothing()
@@ -136,6 +143,12 @@ class _Nothing(Model):
     ) -> list[Prediction]:
         none = Instances(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
         return [Prediction(none) for _ in images]
+
+
+def batches_of(model: Model, images: Sequence[T], size: tuple[int, int]) -> list[Sequence[T]]:
+    """Images of one size as a job on this machine lets the model look at them."""
+    at_once = images_at_once((model.input_size(*size),), POOL.batch_size, POOL.batch_pixels)
+    return [images[first : first + at_once] for first in range(0, len(images), at_once)]
 
 
 def spec_of(name: str, model: str, folder: Path) -> ModelSpec:
@@ -193,6 +206,8 @@ def settle(network: nn.Module, photos: Sequence[Tensor]) -> float:
         norm.train()
     look()
     network.eval()
+    if isinstance(network, ResNet):
+        return 0.0
     if isinstance(network, segmentation.LRASPP):
         coarse, fine = network.classifier.high_classifier, network.classifier.low_classifier
         _spread({coarse: (torch.linspace(3, -5, coarse.out_channels), 1.5), fine: (0.0, 0.1)}, look)
@@ -238,8 +253,8 @@ def _settle_scores(
 
 
 def _look(network: nn.Module, photos: Sequence[Tensor]) -> None:
-    is_segmenter = isinstance(network, segmentation.LRASPP)
-    if not is_segmenter:
+    is_detector = not isinstance(network, ResNet | segmentation.LRASPP)
+    if is_detector:
         network([photo.float() / 255 for photo in photos])
         return
     for photo in photos:

@@ -5,7 +5,8 @@
 - Convolutions of 1 x 1, and linear layers of many weights: oneDNN. Torch takes MKL, which on other makers' processors
   leaves AVX-512 aside.
 
-NNPACK gets one image at a time, so that its neighbours in a batch change nothing.
+An image's neighbours in a batch change nothing: NNPACK gets one image at a time, and small maps of larger kernels go
+through oneDNN always, as torch by itself has it for two images and more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 LEAST_CHANNELS = 128
 LEAST_PIXELS = 24 * 24
-"""Of a map; for smaller ones, such as objects' masks, getting the weights ready takes too long."""
+"""Of a map; for smaller ones, such as objects' masks, getting NNPACK's weights ready takes too long."""
 LEAST_WEIGHTS = 2**23
 """Of a linear layer: it gets a copy of them in the order that oneDNN likes, which the small ones do without."""
 _ONEDNN: Any = torch.ops.mkldnn
@@ -43,14 +44,14 @@ def _kernel_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return partial(_linear, packed, module.bias)
     if type(module) is not nn.Conv2d or module.groups > 1 or module.padding_mode != "zeros":
         return None
-    if module.kernel_size == (1, 1) and module.padding == (0, 0):
-        return partial(_pointwise, module)
+    if isinstance(module.padding, str):
+        return None
     is_wide = min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
     is_plain = module.stride == module.padding == module.dilation == (1, 1) and module.kernel_size == (3, 3)
     if is_wide and is_plain and torch.backends.nnpack.is_available():
         module.weight.data = module.weight.contiguous()
         return partial(_by_tiles, module)
-    return None
+    return partial(_by_onednn, module)
 
 
 def _forward(layer: Any, kernel: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -64,7 +65,11 @@ def _suits(layer: nn.Module, values: Tensor) -> bool:
         return False
     if isinstance(layer, nn.Linear):
         return values.ndim == 2
-    return values.ndim == 4 and values.shape[2] * values.shape[3] >= LEAST_PIXELS
+    return values.ndim == 4 and (layer.kernel_size != (1, 1) or not _is_small(values))
+
+
+def _is_small(maps: Tensor) -> bool:
+    return maps.shape[2] * maps.shape[3] < LEAST_PIXELS
 
 
 def _linear(packed: Callable[[], Tensor], bias: Tensor | None, values: Tensor) -> Tensor:
@@ -72,12 +77,14 @@ def _linear(packed: Callable[[], Tensor], bias: Tensor | None, values: Tensor) -
     return found
 
 
-def _pointwise(layer: nn.Conv2d, maps: Tensor) -> Tensor:
-    return torch.mkldnn_convolution(maps, layer.weight, layer.bias, (0, 0), layer.stride, layer.dilation, 1)
+def _by_onednn(layer: Any, maps: Tensor) -> Tensor:
+    return torch.mkldnn_convolution(maps, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, 1)
 
 
 def _by_tiles(layer: nn.Conv2d, maps: Tensor) -> Tensor:
     """Maps (N, C, H, W), and so is what comes of them, the channels of a pixel together."""
+    if _is_small(maps):
+        return _by_onednn(layer, maps)
     found = [torch._nnpack_spatial_convolution(_planes(one), layer.weight, layer.bias, 1, 1) for one in maps.split(1)]
     together = [one.contiguous(memory_format=torch.channels_last) for one in found]
     return torch.cat(together) if len(together) > 1 else together[0]

@@ -2,13 +2,14 @@
 
 Whatever the sizes of the images, pixels take no more memory than this: 16 bytes for each that is decoded ahead (Pillow
 makes copies), for AHEAD_PIXELS or one larger image; and 3 bytes for each that waits for a batch or is in one, for twice
-PENDING_PIXELS and one larger image. That is 1.6 GiB for images up to 64 megapixels, and 2.2 GiB where there are some
-of 100 megapixels. The encoded bytes of the unit come on top, and whatever the models need for a batch.
+PENDING_PIXELS of batches.py and one larger image. That is 1.6 GiB for images up to 64 megapixels, and 2.2 GiB where
+there are some of 100 megapixels. The encoded bytes of the unit come on top, and whatever the models need for a batch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,13 +21,12 @@ import pyarrow as pa
 import torch
 
 from prelabel.operators.base import Answer, ImageInfo, Model, Operator, Proposals, Task
+from prelabel.operators.batches import Batches, Sizes
 from prelabel.operators.images import DecodedImage, ImageError, decode, pixels_in
 from prelabel.operators.threads import map_ahead
 from prelabel.operators.watchdog import Watchdog, turns_for
 from prelabel.schemas.tables import IMAGES, empty_table
 
-PENDING_PIXELS = 64 * 2**20
-"""Decoded pixels that may wait for others of their input size: 192 MiB."""
 AHEAD_PIXELS = 64 * 2**20
 """Pixels of the images that are decoded ahead."""
 TOO_LARGE = {
@@ -48,37 +48,6 @@ def timed(seconds: Seconds, what: str, function: Callable[..., R], *arguments: o
         return function(*arguments)
     finally:
         seconds[what] += perf_counter() - began
-
-
-@dataclass
-class Batches:
-    """Decoded images on their way into batches of one network input size each.
-
-    A padded neighbour can change a result; so only images that the network sees at the same size meet in a batch.
-    """
-
-    size: int
-    key: Callable[[DecodedImage], Any]
-    waiting: dict[Any, list[tuple[int, DecodedImage]]] = field(default_factory=dict)
-
-    def add(self, position: int, image: DecodedImage) -> list[tuple[int, DecodedImage]]:
-        """Takes one image in; returns the batch that is due now, or an empty list."""
-        key = self.key(image)
-        self.waiting.setdefault(key, []).append((position, image))
-        if len(self.waiting[key]) >= self.size:
-            return self.waiting.pop(key)
-        if sum(_pixels(batch) for batch in self.waiting.values()) > PENDING_PIXELS:
-            return self.waiting.pop(max(self.waiting, key=lambda one: _pixels(self.waiting[one])))
-        return []
-
-    def rest(self) -> Iterator[list[tuple[int, DecodedImage]]]:
-        """What never filled a batch."""
-        yield from self.waiting.values()
-        self.waiting.clear()
-
-
-def _pixels(batch: list[tuple[int, DecodedImage]]) -> int:
-    return sum(image.height * image.width for _, image in batch)
 
 
 class Asked(NamedTuple):
@@ -129,6 +98,7 @@ class Labeler:
     Args:
         asked: the models, which see each image in turn; it is decoded once
         batch_size: most images a forward pass
+        batch_pixels: and most pixels of a network's inputs in it
         max_pixels: an image with more is refused before it is decoded
         threads: decode so many images at once
         progress: is told after each batch what it came to
@@ -142,11 +112,13 @@ class Labeler:
         batch_size: int,
         max_pixels: int,
         threads: int,
+        batch_pixels: float = math.inf,
         progress: Callable[[Advance], object] = id,
         watchdog: Watchdog | None = None,
     ) -> None:
         self.asked = asked
         self.batch_size = batch_size
+        self.batch_pixels = batch_pixels
         self.max_pixels = max_pixels
         self.threads = threads
         self.progress = progress
@@ -185,7 +157,7 @@ class Labeler:
     def _batches(
         self, unit: pa.Table, image_ids: list[int], findings: Findings
     ) -> Iterator[list[tuple[int, DecodedImage]]]:
-        batches = Batches(self.batch_size, self._input_sizes)
+        batches = Batches(self.batch_size, self.batch_pixels, self._input_sizes)
         rows = zip(image_ids, unit["bytes"], unit["error_code"], findings.facts, strict=True)
         decoded = map_ahead(self._decode_timed, rows, self.threads, self.threads, self._pixels_in, AHEAD_PIXELS)
         for position, (what, image, seconds) in enumerate(decoded):
@@ -197,7 +169,7 @@ class Labeler:
                 yield due
         yield from batches.rest()
 
-    def _input_sizes(self, image: DecodedImage) -> tuple[tuple[int, int], ...]:
+    def _input_sizes(self, image: DecodedImage) -> Sizes:
         return tuple(one.model.input_size(image.height, image.width) for one in self.asked)
 
     def _pixels_in(self, row: _Row) -> int:

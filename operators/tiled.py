@@ -24,6 +24,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Segments, Task
+from prelabel.operators.batches import BATCH_SIZE, images_at_once
 from prelabel.operators.masks import MaskRuns
 from prelabel.schemas.errors import ModelError
 from prelabel.schemas.rle import Rle, area, bbox, merge, place, stitch
@@ -32,8 +33,6 @@ LEAST_TILE = 16
 """Pixels; a smaller window shows nothing."""
 MOST_OVERLAP = 0.9
 """Of a window's side; each pixel is looked at 100 times."""
-WINDOWS_AT_ONCE = 8
-"""In a forward pass."""
 AGREEMENT = 0.5
 """The fraction of two objects' parts in common above which they are one."""
 PROPOSAL_IOU = 0.7
@@ -83,13 +82,14 @@ class TiledModel(Model):
     instances and semantic segments can be fused.
     """
 
-    def __init__(self, model: Model, tile: int, overlap: float) -> None:
+    def __init__(self, model: Model, tile: int, overlap: float, batch_pixels: float = math.inf) -> None:
         """Wraps the model.
 
         Args:
             model: of which `takes_regions` is False
             tile: side of the windows, in pixels
             overlap: the least fraction of a window's side that it shares with the next one
+            batch_pixels: of the network's inputs in a forward pass, at most
 
         Raises:
             ModelError: tile or overlap make no sense, or nothing that the model can do can be tiled.
@@ -99,6 +99,7 @@ class TiledModel(Model):
         if not 0 <= overlap < MOST_OVERLAP:
             raise ModelError(f"tile_overlap is {overlap}: give at least 0 and less than {MOST_OVERLAP}")
         self.model, self.tile = model, tile
+        self.windows_at_once = images_at_once((model.input_size(tile, tile),), BATCH_SIZE, batch_pixels)
         self.stride = max(1, round(tile * (1 - overlap)))
         self.name, self.categories, self.digest = model.name, model.categories, model.digest
         self.tasks = model.tasks - {Task.FUSE_PANOPTIC}
@@ -138,8 +139,8 @@ class TiledModel(Model):
 
     def _look(self, image: Tensor, windows: Sequence[Window], tasks: frozenset[Task]) -> list[Prediction]:
         """What the model says of each window; where the accelerator's memory runs out, of fewer at once."""
-        if len(windows) > WINDOWS_AT_ONCE:
-            chunks = [windows[k : k + WINDOWS_AT_ONCE] for k in range(0, len(windows), WINDOWS_AT_ONCE)]
+        if len(windows) > self.windows_at_once:
+            chunks = [windows[k : k + self.windows_at_once] for k in range(0, len(windows), self.windows_at_once)]
             return [one for chunk in chunks for one in self._look(image, chunk, tasks)]
         # contiguous: pinning a view would pin all that lies between its first and its last pixel
         pixels = [image[:, rows.start : rows.stop, cols.start : cols.stop].contiguous() for rows, cols in windows]

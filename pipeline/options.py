@@ -203,7 +203,7 @@ runtime_options = several(
         "--batch-size",
         type=click.IntRange(1),
         metavar="N",
-        help="Images a forward pass. [default: 8 on a GPU, 1 on CPUs]",
+        help="Images a forward pass. [default: up to 8; on CPUs 1 where the network's input is large]",
     ),
     option(
         "--address",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
+from prelabel.operators.batches import BATCH_SIZE, PROCESSOR_PIXELS
 from prelabel.schemas.errors import UserError
 from prelabel.schemas.job import Runtime
 
@@ -20,7 +22,8 @@ class Pool:
         groups: the places of the models that workers hold together; a pool of workers for each
         fewest, most: workers of a pool
         cpus, gpus: of a worker; it computes on so many threads
-        batch_size: images a forward pass
+        batch_size: images a forward pass, at most
+        batch_pixels: of a network's inputs in a forward pass, at most
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -29,6 +32,7 @@ class Pool:
     cpus: int
     gpus: float
     batch_size: int
+    batch_pixels: float = math.inf
 
     def __str__(self) -> str:
         """In words."""
@@ -37,15 +41,16 @@ class Pool:
         threads = "1 thread" if self.cpus == 1 else f"{self.cpus} threads"
         gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus != 1)}" if self.gpus else ""
         each = " for each model" if len(self.groups) > 1 else ""
-        return f"{many}{each} with {threads}{gpus}, batches of up to {self.batch_size}"
+        pixels = f" or {self.batch_pixels:,} pixels" if self.batch_pixels < math.inf else ""
+        return f"{many}{each} with {threads}{gpus}, batches of up to {self.batch_size}{pixels}"
 
 
 def pool_of(runtime: Runtime, models: int, cpus: int, gpus: float, memory: float) -> Pool:
     """The pools that the runtime asks for, with what the cluster has shared out where it leaves a choice.
 
     Without GPUs that is a worker per processor, with one thread: two such label 1.02 to 1.8 times as many images as one
-    with two threads (docs/performance.md), and threads that round alike give any machine of a kind the same digits. Nor
-    do batches pay there.
+    with two threads (docs/performance.md), and threads that round alike give any machine of a kind the same digits.
+    Batches pay there for networks of small inputs alone.
 
     Args:
         runtime: the job's
@@ -71,4 +76,5 @@ def pool_of(runtime: Runtime, models: int, cpus: int, gpus: float, memory: float
             f"{cpus} CPUs and {gpus:g} GPUs: ask for fewer --workers, --pools shared, --cpus-per-worker or "
             "--gpus-per-worker"
         )
-    return Pool(groups, fewest, most, cpus_each, gpus_each, runtime.batch_size or (8 if gpus_each else 1))
+    batch_pixels = math.inf if gpus_each or runtime.batch_size else PROCESSOR_PIXELS
+    return Pool(groups, fewest, most, cpus_each, gpus_each, runtime.batch_size or BATCH_SIZE, batch_pixels)

@@ -153,7 +153,7 @@ class Runtime(_Section):
         workers: actors of a pool, as N or MIN:MAX; None: one per GPU, or one on CPUs
         gpus_per_worker: may be a fraction; None: 1 where the cluster has GPUs, else 0
         cpus_per_worker: processors, and as many threads; None: shared out evenly
-        batch_size: images a forward pass; None: 8 on a GPU, 1 on CPUs
+        batch_size: images a forward pass; None: up to 8, on CPUs fewer of networks whose inputs are large
         address: of a running Ray cluster ("auto" finds it); None: Ray starts here
         image_timeout: seconds that decoding an image may take, and a model for 16 megapixels of it
         max_failed: the run stops, and the exit code is 3, when more images fail than N, or than F% of those worked so

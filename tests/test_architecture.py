@@ -117,7 +117,17 @@ def test_every_plugin_is_registered() -> None:
         "scenes_network",
     }
     shared |= {"classifier", "compiled", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
-    shared |= {"batched", "counts", "outlines", "precision", "prepare", "roi_align", "suppression", "watchdog"}
+    shared |= {
+        "batched",
+        "batches",
+        "counts",
+        "outlines",
+        "precision",
+        "prepare",
+        "roi_align",
+        "suppression",
+        "watchdog",
+    }
     shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch", "web"}
     shared |= {"json_document", "kernels", "regions", "resize", "write"}
     plugins = set().union(*PLUGINS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prelabel.operators.batches import PROCESSOR_PIXELS
 from prelabel.operators.options import DEFAULTS, Options
 from prelabel.schemas.categories import CategorySet
 from prelabel.schemas.errors import ModelError
@@ -115,16 +117,19 @@ def load_model(spec: ModelSpec) -> Model:
         if error.name not in EXTRAS:
             raise
         raise ModelError(f"{spec.name} needs {error.name}: pip install 'prelabel[{EXTRAS[error.name]}]'") from None
+    from prelabel.operators.devices import torch_device
+
+    device = torch_device(spec.device)
     if spec.options.precision == "bf16":
-        from prelabel.operators.devices import torch_device
         from prelabel.operators.precision import BFloat16Model
 
-        model = BFloat16Model(model, torch_device(spec.device))
+        model = BFloat16Model(model, device)
     if spec.options.tile is None or model.takes_regions:
         return model
     from prelabel.operators.tiled import TiledModel
 
-    return TiledModel(model, spec.options.tile, spec.options.tile_overlap)
+    batch_pixels = PROCESSOR_PIXELS if device.type == "cpu" else math.inf
+    return TiledModel(model, spec.options.tile, spec.options.tile_overlap, batch_pixels)
 
 
 def available() -> dict[str, list[Offer]]:

@@ -153,6 +153,7 @@ class Worker:
         self.labeler = Labeler(
             asked,
             batch_size=pool.batch_size,
+            batch_pixels=pool.batch_pixels,
             max_pixels=work.max_pixels,
             threads=min(pool.cpus, DECODE_THREADS),
             progress=self._tell,

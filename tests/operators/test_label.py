@@ -146,6 +146,9 @@ def test_only_images_of_one_input_size_share_a_batch_which_is_never_too_large() 
     model = Counting()
     label([png(4, 4, 1)] * 10, model, batch_size=4)
     assert [len(batch) for batch in model.batches] == [4, 4, 2]
+    model = Counting()
+    label([png(*size, 1) for size in [(4, 4)] * 6 + [(8, 4)] * 3], model, batch_size=4, batch_pixels=40)
+    assert sorted(map(len, model.batches)) == [1, 1, 1, 2, 2, 2]
 
 
 def test_batch_that_does_not_fit_into_memory_is_halved() -> None:

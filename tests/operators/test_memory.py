@@ -7,12 +7,12 @@ WORKER = """
 import io, sys, threading, time
 import numpy as np, pyarrow as pa, torch
 from PIL import Image
-from prelabel.operators import label
+from prelabel.operators import batches, label
 from prelabel.operators.base import Instances, Model, Prediction, Task
 from prelabel.schemas.categories import Category, CategorySet
 
 MEGA = 2**20
-label.AHEAD_PIXELS = label.PENDING_PIXELS = 4 * MEGA
+label.AHEAD_PIXELS = batches.PENDING_PIXELS = 4 * MEGA
 
 class Nothing(Model):
     name, tasks, categories = "fake:nothing", frozenset({Task.DETECT}), CategorySet([Category(1, "none")])

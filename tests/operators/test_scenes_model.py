@@ -109,6 +109,25 @@ def test_labels_alone_in_a_batch_and_beside_other_tasks(
             assert (labels == predict_semantic(model, one)).mean() > 0.9999
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_neighbours_in_a_batch_change_no_bit_on_a_thread(model: ScenesModel) -> None:
+    images = [image for image in map(picture, range(20)) if model.input_size(*image.shape[1:]) == (256, 320)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [model.predict([image], ALL)[0] for image in images]
+        together = model.predict(images, ALL)
+    finally:
+        torch.set_num_threads(threads)
+    assert len({len(one.instances) for one in alone}) > 2
+    for one, other in zip(alone, together, strict=True):
+        for part, names in (("instances", ("boxes", "scores", "category_ids")), ("proposals", ("boxes", "scores"))):
+            for name in names:
+                np.testing.assert_array_equal(getattr(getattr(one, part), name), getattr(getattr(other, part), name))
+        assert [mask.rle for mask in one.instances.masks] == [mask.rle for mask in other.instances.masks]
+        assert [mask.rle for mask in one.semantic.masks] == [mask.rle for mask in other.semantic.masks]
+
+
 def test_it_knows_scenes_that_it_never_saw(model: ScenesModel) -> None:
     right = []
     for index in range(8):
