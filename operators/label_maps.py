@@ -14,6 +14,8 @@ from prelabel.operators.counts import LONGEST, extend, write_counts
 from prelabel.operators.masks import MaskRuns, masks_in
 from prelabel.schemas.compiled import compiled
 
+_Nodes = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""For each pixel along an axis, the scores before and after it, int64, and the later one's weight, float32."""
 STRIP_BYTES = 8 * 2**20
 """Scores at the image's size that are there at a time, in each of a few tensors."""
 
@@ -43,8 +45,8 @@ def label_runs(labels: np.ndarray, count: int) -> list[MaskRuns]:
 def upsampled_argmax(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
     """The best class of each pixel, after bilinear interpolation of the scores to the image's size.
 
-    Equal to `interpolate(scores[None], size, mode="bilinear", align_corners=False).argmax(1)[0]`, but strip by strip,
-    so that no K x H x W scores are made. Only labels leave the scores' device.
+    Equal to `interpolate(scores[None], size, mode="bilinear", align_corners=False).argmax(1)[0]`, but row by row on the
+    processor and strip by strip elsewhere, so that no K x H x W scores are made. Only labels leave the scores' device.
 
     Args:
         scores: float (K, h, w), K at most 32768
@@ -54,10 +56,19 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
         uint8 (H, W), int16 for more than 256 classes
     """
     labels = np.empty(size, np.uint8 if len(scores) <= 256 else np.int16)
+    if scores.device.type == "cpu":
+        together = scores.permute(1, 2, 0).float().contiguous().numpy()
+        _label_rows(together, _nodes(scores.shape[1], size[0]), _nodes(scores.shape[2], size[1]), labels)
+        return labels
     kind = torch.from_numpy(labels).dtype
     for strip, values in upsampled_strips(scores, size):
         labels[strip] = values.max(0).indices.to(kind).cpu().numpy()  # sooner than argmax, and the same
     return labels
+
+
+def _nodes(count: int, pixels: int) -> _Nodes:
+    before, after, weight = _rows(count, pixels, torch.device("cpu"))
+    return before.numpy(), after.numpy(), weight.numpy()
 
 
 def upsampled_strips(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
@@ -87,6 +98,46 @@ def _rows(nodes: int, height: int, device: torch.device) -> tuple[Tensor, Tensor
     source = (centers * (torch.tensor(nodes, dtype=torch.float32) / height) - 0.5).clamp(min=0)
     above = source.long().clamp(max=nodes - 1)
     return above, (above + 1).clamp(max=nodes - 1), source - above
+
+
+@compiled
+def _widen(scores: np.ndarray, columns: _Nodes, wide: np.ndarray) -> None:
+    left, right, weight = columns
+    classes, width = wide.shape
+    for x in range(width):
+        far = weight[x]
+        near = np.float32(1) - far
+        for label in range(classes):
+            wide[label, x] = scores[left[x], label] * near + scores[right[x], label] * far
+
+
+@compiled
+def _label_rows(scores: np.ndarray, rows: _Nodes, columns: _Nodes, labels: np.ndarray) -> None:
+    """Fills in each pixel's best class; scores float32 (h, w, K).
+
+    Scores are interpolated along x once for each of their own rows, then along y for one row of the image at a time,
+    class by class, which the compiler makes vectors of.
+    """
+    classes, (height, width) = scores.shape[2], labels.shape
+    above, below, weight = rows
+    wide, held = np.empty((2, classes, width), np.float32), np.full(2, -1)
+    best, whose = np.empty(width, np.float32), np.empty(width, np.int32)
+    for y in range(height):
+        for node in (above[y], below[y]):  # neighbours, of which one is even
+            if held[node % 2] != node:
+                _widen(scores[node], columns, wide[node % 2])
+                held[node % 2] = node
+        upper, lower, far = wide[above[y] % 2], wide[below[y] % 2], weight[y]
+        near = np.float32(1) - far
+        best[:] = -np.inf
+        whose[:] = 0
+        for label in range(classes):
+            for x in range(width):
+                score = upper[label, x] * near + lower[label, x] * far
+                is_better = score > best[x]
+                best[x] = score if is_better else best[x]
+                whose[x] = label if is_better else whose[x]
+        labels[y] = whose
 
 
 def _runs(labels: np.ndarray, owners: np.ndarray, count: int) -> list[MaskRuns]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from prelabel.operators import label_maps
-from prelabel.operators.label_maps import label_runs, semantic_segments, upsampled_argmax
+from prelabel.operators.label_maps import label_runs, semantic_segments, upsampled_argmax, upsampled_strips
 from prelabel.operators.masks import MaskRuns
 from prelabel.schemas.rle import Rle, decode
 
@@ -105,6 +105,8 @@ def assert_as_stock(scores: Tensor, size: tuple[int, int]) -> None:
     lost = direct.amax(0) - direct.gather(0, torch.from_numpy(found)[None].long())[0]
     assert lost.max() <= 1e-5 * scores.abs().max()
     assert (direct.argmax(0).numpy() != found).mean() <= 1e-4
+    strips = [values for _, values in upsampled_strips(scores, size)]  # as on a GPU
+    torch.testing.assert_close(torch.cat(strips, 1), direct, rtol=0, atol=1e-5 * float(scores.abs().max()))
 
 
 @settings(max_examples=60, deadline=None)
