@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 LEAST_CHANNELS = 128
 LEAST_PIXELS = 24 * 24
-"""Of a map; for smaller ones, such as objects' masks, getting NNPACK's weights ready takes too long."""
+"""Of a map, for NNPACK; for smaller ones, such as objects' masks, getting the weights ready takes too long."""
+LEAST_POINTS = 10 * 10
+"""Of a map, for convolutions of 1 x 1; smaller ones are MKL's, which is quicker on what is narrow."""
 LEAST_WEIGHTS = 2**23
 """Of a linear layer: it gets a copy of them in the order that oneDNN likes, which the small ones do without."""
 _ONEDNN: Any = torch.ops.mkldnn
@@ -65,11 +67,11 @@ def _suits(layer: nn.Module, values: Tensor) -> bool:
         return False
     if isinstance(layer, nn.Linear):
         return values.ndim == 2
-    return values.ndim == 4 and (layer.kernel_size != (1, 1) or not _is_small(values))
+    return values.ndim == 4 and (layer.kernel_size != (1, 1) or _pixels(values) >= LEAST_POINTS)
 
 
-def _is_small(maps: Tensor) -> bool:
-    return maps.shape[2] * maps.shape[3] < LEAST_PIXELS
+def _pixels(maps: Tensor) -> int:
+    return maps.shape[2] * maps.shape[3]
 
 
 def _linear(packed: Callable[[], Tensor], bias: Tensor | None, values: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ def _by_onednn(layer: Any, maps: Tensor) -> Tensor:
 
 def _by_tiles(layer: nn.Conv2d, maps: Tensor) -> Tensor:
     """Maps (N, C, H, W), and so is what comes of them, the channels of a pixel together."""
-    if _is_small(maps):
+    if _pixels(maps) < LEAST_PIXELS:
         return _by_onednn(layer, maps)
     found = [torch._nnpack_spatial_convolution(_planes(one), layer.weight, layer.bias, 1, 1) for one in maps.split(1)]
     together = [one.contiguous(memory_format=torch.channels_last) for one in found]

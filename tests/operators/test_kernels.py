@@ -22,7 +22,7 @@ LAYERS = {
     "1 x 1": nn.Conv2d(48, 80, 1),
     "1 x 1, stride 2": nn.Conv2d(48, 80, 1, stride=2, bias=False),
 }
-SIZES = [(24, 24), (25, 34), (61, 47), (1, LEAST_PIXELS)]
+SIZES = [(24, 24), (25, 34), (61, 47), (1, LEAST_PIXELS), (10, 10)]
 SMALL = 5, 7
 
 
