@@ -36,7 +36,7 @@ _SIZES = 16  # of the input, whose anchors are kept: 5 MB each
 
 
 def batch_postprocessing(network: nn.Module) -> None:
-    """Makes torchvision's own RetinaNet, Faster, Mask and Keypoint R-CNN work on a batch's boxes all at once.
+    """Makes torchvision's own RetinaNet, SSD, Faster, Mask and Keypoint R-CNN work on a batch's boxes all at once.
 
     Only this network's: methods are replaced on its instances, and only torchvision's own, so that a subclass keeps
     what it does otherwise. For inference alone.
@@ -57,8 +57,9 @@ def batch_postprocessing(network: nn.Module) -> None:
             _replace(module, RegionProposalNetwork, "filter_proposals", _filter_proposals)
             if isinstance(module, RegionProposalNetwork):
                 _replace(module.box_coder, BoxCoder, "decode_single", decode)
-            if isinstance(module, RetinaNet) and "forward" in vars(module.anchor_generator):  # one for all images
+            if "forward" in vars(getattr(module, "anchor_generator", None) or object):  # which are those of all images
                 _replace(module, RetinaNet, "postprocess_detections", _retinanet_detections)
+                _replace(module, SSD, "postprocess_detections", _ssd_detections)
 
 
 def takes_bytes(network: nn.Module) -> bool:
@@ -256,7 +257,7 @@ def _roi_detections(
     return _take(kept, boxes), _take(kept, scores), _take(kept, labels)
 
 
-# ---- RetinaNet
+# ---- RetinaNet and SSD
 
 
 def _retinanet_detections(
@@ -276,6 +277,35 @@ def _retinanet_detections(
     places, labels = found // classes, found % classes
     images, own = places // num_anchors, places % num_anchors
     boxes = _clip(decode(network.box_coder, codes.view(-1, 4)[places], torch.cat(anchors[0])[own]), images, sizes)
+    return _suppressed(network, boxes, scores, images, labels, classes, num_images)
+
+
+def _ssd_detections(
+    network: SSD, outputs: dict[str, Tensor], anchors: list[Tensor], sizes: Sequence[Size]
+) -> list[dict[str, Tensor]]:
+    """The class's `postprocess_detections`: outputs (N, anchors, classes or 4)."""
+    probabilities = outputs["cls_logits"].softmax(-1)
+    num_images, _, classes = probabilities.shape
+    images, own, labels = (probabilities[..., 1:] > network.score_thresh).nonzero(as_tuple=True)
+    groups, order = (images * classes + labels).sort(stable=True)
+    ends = torch.searchsorted(groups, torch.arange(1, num_images * classes + 1, device=groups.device))
+    scores = probabilities[images, own, labels + 1]
+    best = order[_best_of_each(scores[order], ends, network.topk_candidates)]
+    images, own, labels = images[best], own[best], labels[best] + 1
+    codes = outputs["bbox_regression"][images, own]
+    boxes = _clip(decode(network.box_coder, codes, anchors[0][own]), images, sizes)
+    return _suppressed(network, boxes, scores[best], images, labels, classes, num_images)
+
+
+def _suppressed(
+    network: RetinaNet | SSD,
+    boxes: Tensor,
+    scores: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    num_images: int,
+) -> list[dict[str, Tensor]]:
     most = [network.detections_per_img] * num_images
     kept = keep_best(boxes, scores, images, labels, network.nms_thresh, most, classes)
     columns = {"boxes": boxes, "scores": scores, "labels": labels}

@@ -12,10 +12,11 @@ import torch
 from stock import random_image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, batched_nms
 
 from prelabel.operators import batched, suppression
@@ -101,6 +102,17 @@ def retinanet(kind: type[RetinaNet] = RetinaNet, **options: Any) -> RetinaNet:
     return network.eval()
 
 
+def ssd(**options: Any) -> SSD:
+    torch.manual_seed(3)
+    backbone: Any = TinyBackbone()
+    backbone.out_channels = [16] * 3
+    network = SSD(backbone, DefaultBoxGenerator([[2], [2, 3], [2]]), (160, 96), 12, **options)
+    for layer in network.head.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    return network.eval()
+
+
 def rcnn(kind: Callable[..., FasterRCNN] = FasterRCNN, **options: Any) -> FasterRCNN:
     torch.manual_seed(2)
     pools: dict[str, Any] = {"box_roi_pool": MultiScaleRoIAlign(["1", "2", "3"], 7, 2)}
@@ -121,6 +133,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "retinanet": retinanet,
     "retinanet, all": partial(retinanet, score_thresh=0.0, topk_candidates=300),
     "retinanet, none": partial(retinanet, score_thresh=0.999999),
+    "ssd": partial(ssd, score_thresh=0.2),
+    "ssd, all": partial(ssd, score_thresh=0.0, topk_candidates=30, detections_per_img=1000),
+    "ssd, none": partial(ssd, score_thresh=0.999999),
     "faster": rcnn,
     "faster, many": partial(rcnn, box_score_thresh=0.001, box_detections_per_img=1000),
     "faster, no proposals": partial(rcnn, rpn_score_thresh=1.1),
