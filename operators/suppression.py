@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 _FEW, _FEW_ELSEWHERE = 1_000, 25_000
-"""Up to so many boxes, on a processor and elsewhere, torchvision's `batched_nms` moves classes apart, which rounds."""
+"""Up to so many boxes of an image, on a processor and elsewhere, torchvision's `batched_nms` moves classes apart."""
 _PAIRS = 2**24
 """Of boxes, that are compared at once: 64 MiB for each of their numbers."""
 _TURNS = 4
@@ -39,18 +39,22 @@ def keep_best(
     Returns:
         for each image, int64 positions among the boxes
     """
+    on_processor = boxes.device.type == "cpu"
+    few = (_count(images, len(most)) <= (_FEW if on_processor else _FEW_ELSEWHERE))[images]
     groups = images * width + classes
+    if on_processor:  # moved boxes of several classes are apart: a call for all of them
+        groups = torch.where(few, images * width, groups)
     order = scores.argsort(descending=True, stable=True)
     order = order[images[order].argsort(stable=True)]
     in_groups = order[groups[order].argsort(stable=True)]
     counts = groups[in_groups].unique_consecutive(return_counts=True)[1]
-    moved = _moved(boxes, images, classes, len(most))[in_groups]
-    suppress = _suppress_in_turn if boxes.device.type == "cpu" else suppress_at_once
+    moved = torch.where(few[:, None], _moved(boxes, images, classes, len(most)), boxes)[in_groups]
+    suppress = _suppress_in_turn if on_processor else suppress_at_once
     stays = torch.empty_like(scores, dtype=torch.bool)
     stays[in_groups] = suppress(moved, scores[in_groups], counts, threshold)
     kept = order[stays[order]]
     by_image = kept.split(_count(images[kept], len(most)).tolist())
-    if boxes.device.type == "cpu":
+    if on_processor:
         by_image = tuple(map(_in_stocks_order, by_image, _count(images, len(most)).tolist(), repeat(scores)))
     return [some[:limit] for some, limit in zip(by_image, most, strict=True)]
 
@@ -69,11 +73,9 @@ def _count(images: Tensor, num_images: int) -> Tensor:
 
 
 def _moved(boxes: Tensor, images: Tensor, classes: Tensor, num_images: int) -> Tensor:
-    """The boxes as torchvision compares them: rounded by being moved, where an image has few of them."""
-    few = _count(images, num_images) <= (_FEW if boxes.device.type == "cpu" else _FEW_ELSEWHERE)
+    """The boxes as torchvision moves them apart, which rounds."""
     last = boxes.new_zeros(num_images).scatter_reduce(0, images, boxes.amax(1), "amax", include_self=False)
-    offsets = classes.to(boxes) * (last + 1)[images]
-    return boxes + torch.where(few[images], offsets, 0)[:, None]
+    return boxes + (classes.to(boxes) * (last + 1)[images])[:, None]
 
 
 def _suppress_in_turn(boxes: Tensor, scores: Tensor, counts: Tensor, threshold: float) -> Tensor:
