@@ -277,7 +277,7 @@ def _retinanet_detections(
     places, labels = found // classes, found % classes
     images, own = places // num_anchors, places % num_anchors
     boxes = _clip(decode(network.box_coder, codes.view(-1, 4)[places], torch.cat(anchors[0])[own]), images, sizes)
-    return _suppressed(network, boxes, scores, images, labels, classes, num_images)
+    return _suppressed(network, boxes, scores, images, labels, len(sizes), classes)
 
 
 def _ssd_detections(
@@ -285,29 +285,24 @@ def _ssd_detections(
 ) -> list[dict[str, Tensor]]:
     """The class's `postprocess_detections`: outputs (N, anchors, classes or 4)."""
     probabilities = outputs["cls_logits"].softmax(-1)
-    num_images, _, classes = probabilities.shape
+    classes = probabilities.shape[-1]
     images, own, labels = (probabilities[..., 1:] > network.score_thresh).nonzero(as_tuple=True)
     groups, order = (images * classes + labels).sort(stable=True)
-    ends = torch.searchsorted(groups, torch.arange(1, num_images * classes + 1, device=groups.device))
+    ends = torch.searchsorted(groups, torch.arange(1, len(sizes) * classes + 1, device=groups.device))
     scores = probabilities[images, own, labels + 1]
     best = order[_best_of_each(scores[order], ends, network.topk_candidates)]
     images, own, labels = images[best], own[best], labels[best] + 1
     codes = outputs["bbox_regression"][images, own]
     boxes = _clip(decode(network.box_coder, codes, anchors[0][own]), images, sizes)
-    return _suppressed(network, boxes, scores[best], images, labels, classes, num_images)
+    return _suppressed(network, boxes, scores[best], images, labels, len(sizes), classes)
 
 
 def _suppressed(
-    network: RetinaNet | SSD,
-    boxes: Tensor,
-    scores: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    classes: int,
-    num_images: int,
+    network: RetinaNet | SSD, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, num_images: int, width: int
 ) -> list[dict[str, Tensor]]:
+    """What the network returns of these boxes for each image; labels are below `width`."""
     most = [network.detections_per_img] * num_images
-    kept = keep_best(boxes, scores, images, labels, network.nms_thresh, most, classes)
+    kept = keep_best(boxes, scores, images, labels, network.nms_thresh, most, width)
     columns = {"boxes": boxes, "scores": scores, "labels": labels}
     taken = [_take(kept, values) for values in columns.values()]
     return [dict(zip(columns, one, strict=True)) for one in zip(*taken, strict=True)]

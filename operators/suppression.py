@@ -40,7 +40,8 @@ def keep_best(
         for each image, int64 positions among the boxes
     """
     on_processor = boxes.device.type == "cpu"
-    few = (_count(images, len(most)) <= (_FEW if on_processor else _FEW_ELSEWHERE))[images]
+    candidates = _count(images, len(most))
+    few = (candidates <= (_FEW if on_processor else _FEW_ELSEWHERE))[images]
     groups = images * width + classes
     if on_processor:  # moved boxes of several classes are apart: a call for all of them
         groups = torch.where(few, images * width, groups)
@@ -55,7 +56,7 @@ def keep_best(
     kept = order[stays[order]]
     by_image = kept.split(_count(images[kept], len(most)).tolist())
     if on_processor:
-        by_image = tuple(map(_in_stocks_order, by_image, _count(images, len(most)).tolist(), repeat(scores)))
+        by_image = tuple(map(_in_stocks_order, by_image, candidates.tolist(), repeat(scores)))
     return [some[:limit] for some, limit in zip(by_image, most, strict=True)]
 
 

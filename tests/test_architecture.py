@@ -117,19 +117,9 @@ def test_every_plugin_is_registered() -> None:
         "scenes_network",
     }
     shared |= {"classifier", "compiled", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
-    shared |= {
-        "batched",
-        "batches",
-        "counts",
-        "outlines",
-        "precision",
-        "prepare",
-        "roi_align",
-        "suppression",
-        "watchdog",
-    }
+    shared |= {"batched", "counts", "outlines", "precision", "prepare", "roi_align", "suppression", "watchdog"}
     shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch", "web"}
-    shared |= {"json_document", "kernels", "regions", "resize", "write"}
+    shared |= {"batches", "json_document", "kernels", "regions", "resize", "write"}
     plugins = set().union(*PLUGINS)
     for package in ("operators", "operators.models", "pipeline.sources", "pipeline.exports", "pipeline.imports"):
         inside = {m for m in MODULES if m.rpartition(".")[0] == f"prelabel.{package}"} - {"prelabel.operators.models"}

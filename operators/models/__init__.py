@@ -119,16 +119,15 @@ def load_model(spec: ModelSpec) -> Model:
         raise ModelError(f"{spec.name} needs {error.name}: pip install 'prelabel[{EXTRAS[error.name]}]'") from None
     from prelabel.operators.devices import torch_device
 
-    device = torch_device(spec.device)
     if spec.options.precision == "bf16":
         from prelabel.operators.precision import BFloat16Model
 
-        model = BFloat16Model(model, device)
+        model = BFloat16Model(model, torch_device(spec.device))
     if spec.options.tile is None or model.takes_regions:
         return model
     from prelabel.operators.tiled import TiledModel
 
-    batch_pixels = PROCESSOR_PIXELS if device.type == "cpu" else math.inf
+    batch_pixels = PROCESSOR_PIXELS if torch_device(spec.device).type == "cpu" else math.inf
     return TiledModel(model, spec.options.tile, spec.options.tile_overlap, batch_pixels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from prelabel.operators import batched, suppression
 from prelabel.operators.batched import batch_postprocessing, takes_bytes
 from prelabel.operators.suppression import keep_best, suppress_at_once
 
+Network = TypeVar("Network", RetinaNet, SSD)
 SIZES = [(64, 96), (70, 105), (64, 90)]
 
 
@@ -93,13 +94,18 @@ def anchors() -> AnchorGenerator:
     return AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 3)
 
 
-def retinanet(kind: type[RetinaNet] = RetinaNet, **options: Any) -> RetinaNet:
-    torch.manual_seed(1)
-    network = kind(TinyBackbone(), 12, anchor_generator=anchors(), min_size=96, max_size=160, **options)
+def decided(network: Network) -> Network:
+    """With a head that is as sure of some boxes as a trained one."""
     for layer in network.head.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
     return network.eval()
+
+
+def retinanet(kind: type[RetinaNet] = RetinaNet, **options: Any) -> RetinaNet:
+    torch.manual_seed(1)
+    network = kind(TinyBackbone(), 12, anchor_generator=anchors(), min_size=96, max_size=160, **options)
+    return decided(network)
 
 
 def ssd(**options: Any) -> SSD:
@@ -107,10 +113,7 @@ def ssd(**options: Any) -> SSD:
     backbone: Any = TinyBackbone()
     backbone.out_channels = [16] * 3
     network = SSD(backbone, DefaultBoxGenerator([[2], [2, 3], [2]]), (160, 96), 12, **options)
-    for layer in network.head.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)
-    return network.eval()
+    return decided(network)
 
 
 def rcnn(kind: Callable[..., FasterRCNN] = FasterRCNN, **options: Any) -> FasterRCNN:
