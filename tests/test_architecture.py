@@ -119,7 +119,7 @@ def test_every_plugin_is_registered() -> None:
     shared |= {"classifier", "compiled", "devices", "label_maps", "label_names", "queries", "segmenter", "tiled"}
     shared |= {"batched", "counts", "outlines", "precision", "prepare", "roi_align", "suppression", "watchdog"}
     shared |= {"transformers_models", "torchvision_networks", "names", "shards", "fetch", "web"}
-    shared |= {"batches", "json_document", "kernels", "regions", "resize", "write"}
+    shared |= {"batches", "bilinear", "json_document", "kernels", "regions", "resize", "turns", "write"}
     plugins = set().union(*PLUGINS)
     for package in ("operators", "operators.models", "pipeline.sources", "pipeline.exports", "pipeline.imports"):
         inside = {m for m in MODULES if m.rpartition(".")[0] == f"prelabel.{package}"} - {"prelabel.operators.models"}

@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from prelabel.operators import masks
-from prelabel.operators.masks import MaskRuns, paste_runs, torch_rounding
+from prelabel.operators.bilinear import torch_rounding
+from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.schemas.rle import Rle, decode
 
 HALF = np.float32(0.5)
@@ -64,7 +65,11 @@ def box(height, width):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.data(), st.integers(1, 250), st.integers(1, 250), st.sampled_from([28, 28, 14, 1]), st.sampled_from([0.5, 0.3])
+    st.data(),
+    st.integers(1, 250),
+    st.integers(1, 250),
+    st.sampled_from([28, 28, 14, 1, 30, 31, 70]),
+    st.sampled_from([0.5, 0.3]),
 )
 def test_any_mask_is_as_torchvision_and_pycocotools_have_it(data, height, width, side, threshold):
     found = probabilities(data.draw(st.integers(0, 1000)), side)
