@@ -21,6 +21,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.ssd import SSD
@@ -54,6 +55,8 @@ def batch_postprocessing(network: nn.Module) -> None:
             _replace(module, MultiScaleRoIAlign, "forward", pool)
         if type(getattr(module, "box_coder", None)) is BoxCoder:
             _replace(module, RoIHeads, "postprocess_detections", _roi_detections)
+            if type(getattr(module, "mask_predictor", None)) is MaskRCNNPredictor:
+                _replace(module, RoIHeads, "forward", _roi_heads)
             _replace(module, RegionProposalNetwork, "filter_proposals", _filter_proposals)
             if isinstance(module, RegionProposalNetwork):
                 _replace(module.box_coder, BoxCoder, "decode_single", decode)
@@ -255,6 +258,35 @@ def _roi_detections(
     most = [heads.detections_per_img] * len(proposals)
     kept = keep_best(boxes, scores, images, labels, heads.nms_thresh, most, classes)
     return _take(kept, boxes), _take(kept, scores), _take(kept, labels)
+
+
+def _roi_heads(heads: RoIHeads, maps: dict[str, Tensor], *others: Any) -> tuple[list[dict[str, Tensor]], Any]:
+    """The class's `forward`, which computes a mask of each class for each object: here only that of its own class."""
+    pool, heads.mask_roi_pool = heads.mask_roi_pool, None
+    try:
+        found, losses = type(heads).forward(heads, maps, *others)
+    finally:
+        heads.mask_roi_pool = pool
+    if pool is not None:
+        _, sizes, *_ = others
+        pooled = heads.mask_head(pool(maps, [one["boxes"] for one in found], sizes))
+        masks = own_masks(heads.mask_predictor, pooled, torch.cat([one["labels"] for one in found]))
+        for one, some in zip(found, masks.split([len(one["labels"]) for one in found]), strict=True):
+            one["masks"] = some
+    return found, losses
+
+
+def own_masks(predictor: MaskRCNNPredictor, pooled: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities float32 (N, 1, h, w): of what the predictor makes of such maps each one's channel, its label.
+
+    Always float32, as the last layers are in all precisions.
+    """
+    hidden = predictor.relu(predictor.conv5_mask(pooled))
+    layer = predictor.mask_fcn_logits
+    with torch.autocast(hidden.device.type, enabled=False):
+        points = hidden.float().permute(0, 2, 3, 1).flatten(1, 2)
+        logits = torch.bmm(points, layer.weight[labels].flatten(1)[:, :, None]) + layer.bias[labels][:, None, None]
+    return logits.sigmoid().view(-1, 1, *hidden.shape[2:])
 
 
 # ---- RetinaNet and SSD

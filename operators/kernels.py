@@ -51,8 +51,7 @@ def _kernel_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     is_wide = min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
     is_plain = module.stride == module.padding == module.dilation == (1, 1) and module.kernel_size == (3, 3)
     if is_wide and is_plain and torch.backends.nnpack.is_available():
-        module.weight.data = module.weight.contiguous()
-        return partial(_by_tiles, module)
+        return partial(_by_tiles, module, cache(module.weight.detach().contiguous))
     return partial(_by_onednn, module)
 
 
@@ -83,11 +82,14 @@ def _by_onednn(layer: Any, maps: Tensor) -> Tensor:
     return torch.mkldnn_convolution(maps, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, 1)
 
 
-def _by_tiles(layer: nn.Conv2d, maps: Tensor) -> Tensor:
-    """Maps (N, C, H, W), and so is what comes of them, the channels of a pixel together."""
+def _by_tiles(layer: nn.Conv2d, weight: Callable[[], Tensor], maps: Tensor) -> Tensor:
+    """Maps (N, C, H, W), and so is what comes of them, the channels of a pixel together.
+
+    The weights are layer's, each channel's by itself; a copy that small maps do without.
+    """
     if _pixels(maps) < LEAST_PIXELS:
         return _by_onednn(layer, maps)
-    found = [torch._nnpack_spatial_convolution(_planes(one), layer.weight, layer.bias, 1, 1) for one in maps.split(1)]
+    found = [torch._nnpack_spatial_convolution(_planes(one), weight(), layer.bias, 1, 1) for one in maps.split(1)]
     together = [one.contiguous(memory_format=torch.channels_last) for one in found]
     return torch.cat(together) if len(together) > 1 else together[0]
 

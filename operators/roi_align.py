@@ -8,6 +8,7 @@ operation is that of He et al., "Mask R-CNN" (2017), section 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 
 from prelabel.schemas.compiled import compiled
@@ -22,28 +24,50 @@ from prelabel.schemas.compiled import compiled
 
 def pool_channels_last(network: nn.Module) -> None:
     """Makes the network's poolers work so: torchvision's own, of a network on the processor."""
+    for_convolutions = set(_pools_for_convolutions(network))
     for module in network.modules():
         if type(module) is MultiScaleRoIAlign:
-            module.forward = partial(_pooled, module)
+            module.forward = partial(_pooled, module, module in for_convolutions)
+
+
+def _pools_for_convolutions(network: nn.Module) -> Iterator[nn.Module]:
+    """The poolers whose channels may lie together; other heads flatten what they get, channel by channel."""
+    for heads in network.modules():
+        for kind in ("box", "mask", "keypoint") if isinstance(heads, RoIHeads) else ():
+            pool, head = getattr(heads, f"{kind}_roi_pool"), getattr(heads, f"{kind}_head")
+            if pool is not None and any(isinstance(layer, nn.Conv2d) for layer in head.modules()):
+                yield pool
 
 
 def _pooled(
-    pool: MultiScaleRoIAlign, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+    pool: MultiScaleRoIAlign,
+    together: bool,
+    maps: dict[str, Tensor],
+    boxes: list[Tensor],
+    sizes: list[tuple[int, int]],
 ) -> Tensor:
-    """What the pooler's class returns, float32 (N, C, h, w), for boxes x0 y0 x1 y1 in pixels of the input."""
+    """What the pooler's class returns, float32 (N, C, h, w), for boxes x0 y0 x1 y1 in pixels of the input.
+
+    `together` says that the channels of a point shall lie so.
+    """
     if pool.scales is None or pool.map_levels is None:  # which the class finds on its first call
         return MultiScaleRoIAlign.forward(pool, maps, boxes, sizes)
     features = [maps[name] for name in maps if name in pool.featmap_names]
     rois = torch.cat(boxes).float().numpy()
     of_image = np.repeat(np.arange(len(boxes)), [len(one) for one in boxes])
     levels = pool.map_levels(boxes).numpy() if len(features) > 1 else np.zeros(len(rois), np.int64)
-    pooled = np.empty((len(rois), features[0].shape[1], *pool.output_size), np.float32)
+    channels, (height, width) = features[0].shape[1], pool.output_size
+    shape = (len(rois), height * width, channels) if together else (len(rois), channels, height * width)
+    pooled = np.empty(shape, np.float32)
     for level, (feature, scale) in enumerate(zip(features, pool.scales, strict=True)):
         which = np.flatnonzero(levels == level)
         if which.size:  # of a map in bfloat16 a copy is made
             rows = feature.float().permute(0, 2, 3, 1).contiguous().numpy()
-            _on_threads(which, rows, np.float32(scale), rois, of_image, pool.sampling_ratio, pooled)
-    return torch.from_numpy(pooled)
+            how = pool.sampling_ratio, height, width, together
+            _on_threads(which, rows, np.float32(scale), rois, of_image, *how, pooled)
+    if together:
+        return torch.from_numpy(pooled).view(len(rois), height, width, channels).permute(0, 3, 1, 2)
+    return torch.from_numpy(pooled).view(len(rois), channels, height, width)
 
 
 def _on_threads(which: np.ndarray, *known: Any) -> None:
@@ -63,11 +87,13 @@ def _align(
     rois: np.ndarray,
     of_image: np.ndarray,
     sampling_ratio: int,
+    bins_y: int,
+    bins_x: int,
+    together: bool,
     pooled: np.ndarray,
 ) -> None:
-    """Pools the RoIs of one level: maps float32 (images, H, W, C) into pooled (N, C, h, w)."""
+    """Pools the RoIs of one level: maps float32 (images, H, W, C) into pooled (N, bins, C), otherwise (N, C, bins)."""
     height, width, channels = maps.shape[1:]
-    bins_y, bins_x = pooled.shape[2:]
     sums = np.empty((bins_y * bins_x, channels), np.float32)
     for n in which:
         low_y, part_y = _points(rois[n, 1] * scale, rois[n, 3] * scale, bins_y, sampling_ratio, height)
@@ -80,9 +106,12 @@ def _align(
                     at = maps[of_image[n]], low_y.flat[i], low_x.flat[j], part_y.flat[i], part_x.flat[j]
                     _add_point(sums[place], *at)
         count = np.float32(low_y.shape[1] * low_x.shape[1])
+        if together:
+            pooled[n] = sums / count
+            continue
         for channel in range(channels):
             for place in range(bins_y * bins_x):
-                pooled[n, channel, place // bins_x, place % bins_x] = sums[place, channel] / count
+                pooled[n, channel, place] = sums[place, channel] / count
 
 
 @compiled
