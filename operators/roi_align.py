@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -31,12 +34,11 @@ def pool_channels_last(network: nn.Module) -> None:
 
 
 def _pools_for_convolutions(network: nn.Module) -> Iterator[nn.Module]:
-    """The poolers whose channels may lie together; other heads flatten what they get, channel by channel."""
+    """The poolers whose channels may lie together; other heads may flatten what they get, channel by channel."""
     for heads in network.modules():
         for kind in ("box", "mask", "keypoint") if isinstance(heads, RoIHeads) else ():
-            pool, head = getattr(heads, f"{kind}_roi_pool"), getattr(heads, f"{kind}_head")
-            if pool is not None and any(isinstance(layer, nn.Conv2d) for layer in head.modules()):
-                yield pool
+            if type(getattr(heads, f"{kind}_head")) in (FastRCNNConvFCHead, MaskRCNNHeads, KeypointRCNNHeads):
+                yield getattr(heads, f"{kind}_roi_pool")
 
 
 def _pooled(

@@ -53,19 +53,22 @@ def fetch(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int = MAX_IMAGE_B
         SourceError: a bucket denies access to it, as it would to its neighbours.
         OSError: the storage failed five times.
     """
-    name = escape(redacted(path))
     try:
         return Fetched(_read_local(path, max_bytes) if is_local(fs) else _read_remote(fs, path))
     except (FileNotFoundError, NotADirectoryError):
-        return Fetched(None, "missing", f"{name} is not there")
+        return Fetched(None, "missing", f"{_shown(path)} is not there")
     except PermissionError as error:
         if not is_local(fs) and not alone:
-            raise SourceError(f"{name}: access denied ({error}); ask for access to it, then resume") from None
-        return Fetched(None, "read_error", f"{name} may not be read")
+            raise SourceError(f"{_shown(path)}: access denied ({error}); ask for access to it, then resume") from None
+        return Fetched(None, "read_error", f"{_shown(path)} may not be read")
     except TooLargeError as error:
-        return Fetched(None, "too_large", f"{name}: {error}")
+        return Fetched(None, "too_large", f"{_shown(path)}: {error}")
     except (RefusedError, IsADirectoryError, ValueError) as error:
-        return Fetched(None, "read_error", f"{name}: {escape(one_line(error))}")
+        return Fetched(None, "read_error", f"{_shown(path)}: {escape(one_line(error))}")
+
+
+def _shown(path: str) -> str:
+    return escape(redacted(path))
 
 
 def fetch_all(read: Callable[[T], Fetched], places: Iterable[T]) -> list[Fetched]:
@@ -96,7 +99,9 @@ def _read_local(path: str, max_bytes: int) -> bytes:
     if info.st_size > max_bytes:
         raise TooLargeError(f"{info.st_size} bytes, at most {max_bytes} are allowed")
     with open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
+        data = file.read(info.st_size + 1)  # for `max_bytes` room would be made each time
+        if len(data) > info.st_size:  # by now
+            data += file.read(max_bytes + 1 - len(data))
     if len(data) > max_bytes:
         raise TooLargeError(f"more than {max_bytes} bytes")
     return data

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_detectors import rcnn
 from torch import Tensor, nn
 from torchvision.models import get_model
-from torchvision.models.detection import backbone_utils
+from torchvision.models.detection import MaskRCNN, backbone_utils
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from prelabel.operators.prepare import prepare
@@ -91,3 +92,17 @@ def test_roi_align_is_torchvisions_to_the_bit(levels: int, sampling_ratio: int, 
     finally:
         torch.set_num_threads(before)
     assert pool(maps, [torch.full((1, 4), torch.nan)] * 2, SIZES).shape == (2, 12, 7, 5)
+
+
+def test_what_convolutions_get_is_the_same_and_lies_as_they_like_it() -> None:
+    network = rcnn(MaskRCNN)
+    with torch.inference_mode():
+        maps = network.backbone(torch.rand(2, 3, 96, 160).to(memory_format=torch.channels_last))
+        boxes = [random_boxes(20), random_boxes(15)]
+        pools = network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool
+        expected = [pool(maps, boxes, [(96, 160)] * 2) for pool in pools]
+        pool_channels_last(network)
+        found = [pool(maps, boxes, [(96, 160)] * 2) for pool in pools]
+    assert all(map(torch.equal, found, expected))
+    assert [one.is_contiguous(memory_format=torch.channels_last) for one in found] == [False, True]
+    assert found[0].is_contiguous()
