@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -31,6 +32,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from prelabel.operators.resize import Size, resize_normalized
 from prelabel.operators.suppression import keep_best
 
+Replacement = tuple[nn.Module, str, Any]
 _LEAST_SIDE = 1e-2  # pixels: `RoIHeads` drops thinner boxes
 _MARGIN = 0.1  # more than rounding can move a logit, bfloat16's included
 _SIZES = 16  # of the input, whose anchors are kept: 5 MB each
@@ -75,6 +77,19 @@ def _replace(owner: Any, stock: type, name: str, function: Callable[..., Any]) -
     """Puts a function of the owner in the place of its method, if that is torchvision's."""
     if getattr(type(owner), name, None) is getattr(stock, name) and name not in vars(owner):
         setattr(owner, name, partial(function, owner))
+
+
+@contextmanager
+def replaced(replacements: Sequence[Replacement]) -> Iterator[None]:
+    """Puts values in the place of attributes, for a while."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    try:
+        for one in replacements:
+            setattr(*one)
+        yield
+    finally:
+        for one in before:
+            setattr(*one)
 
 
 def _on(device: torch.device, values: Any) -> Tensor:
@@ -262,21 +277,19 @@ def _roi_detections(
 
 def _roi_heads(heads: RoIHeads, maps: dict[str, Tensor], *others: Any) -> tuple[list[dict[str, Tensor]], Any]:
     """The class's `forward`, which computes a mask of each class for each object: here only that of its own class."""
-    pool, heads.mask_roi_pool = heads.mask_roi_pool, None
-    try:
+    pool = heads.mask_roi_pool
+    with replaced([(heads, "mask_roi_pool", None)]):
         found, losses = type(heads).forward(heads, maps, *others)
-    finally:
-        heads.mask_roi_pool = pool
     if pool is not None:
         _, sizes, *_ = others
         pooled = heads.mask_head(pool(maps, [one["boxes"] for one in found], sizes))
-        masks = own_masks(heads.mask_predictor, pooled, torch.cat([one["labels"] for one in found]))
+        masks = _own_masks(heads.mask_predictor, pooled, torch.cat([one["labels"] for one in found]))
         for one, some in zip(found, masks.split([len(one["labels"]) for one in found]), strict=True):
             one["masks"] = some
     return found, losses
 
 
-def own_masks(predictor: MaskRCNNPredictor, pooled: Tensor, labels: Tensor) -> Tensor:
+def _own_masks(predictor: MaskRCNNPredictor, pooled: Tensor, labels: Tensor) -> Tensor:
     """Probabilities float32 (N, 1, h, w): of what the predictor makes of such maps each one's channel, its label.
 
     Always float32, as the last layers are in all precisions.

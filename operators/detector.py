@@ -8,8 +8,7 @@ torchvision's own `GeneralizedRCNN`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from prelabel.operators.base import Instances, Model, Prediction, Proposals, Task
-from prelabel.operators.batched import batch_postprocessing, resized_size, takes_bytes
+from prelabel.operators.batched import Replacement, batch_postprocessing, replaced, resized_size, takes_bytes
 from prelabel.operators.devices import torch_device
 from prelabel.operators.masks import MaskRuns, paste_runs
 from prelabel.operators.prepare import prepare
@@ -43,7 +42,6 @@ _NUM_CLASSES = (
 _NUM_KEYPOINTS = ("roi_heads.keypoint_predictor.kps_score_lowres.out_channels",)
 _VISIBLE = 2  # COCO: labeled and visible
 _Proposed = tuple[Tensor, Tensor, tuple[int, int]]  # boxes and scores in the resized image, and its size
-_Replacement = tuple[nn.Module, str, Any]
 _PROBE = 64  # pixels
 _SQUARE = 256  # pixels, a multiple of any stride
 
@@ -110,7 +108,7 @@ class DetectorModel(Model):
         if any(0 in self.input_size(*size) for size in sizes):
             return [self._nothing(tasks) for _ in images]
         proposed: list[_Proposed] = []
-        with torch.inference_mode(), _replaced(_unasked(self.network, tasks) + _kept(self.network, tasks, proposed)):
+        with torch.inference_mode(), replaced(_unasked(self.network, tasks) + _kept(self.network, tasks, proposed)):
             outputs = self.network([self._to_input(image) for image in images])
             proposals = self._proposals(proposed, sizes) if Task.PROPOSE in tasks else [None] * len(images)
         instances = self._instances(outputs, sizes, tasks) if tasks - {Task.PROPOSE} else [None] * len(images)
@@ -325,7 +323,7 @@ class _NoHeads(nn.Module):
         return [{"boxes": b[:0], "scores": b[:0, 0], "labels": b[:0, 0].long()} for b in proposals], {}
 
 
-def _unasked(network: nn.Module, tasks: frozenset[Task]) -> list[_Replacement]:
+def _unasked(network: nn.Module, tasks: frozenset[Task]) -> list[Replacement]:
     """Without the heads that nobody asked for; boxes and scores come before masks and keypoints."""
     if tasks == {Task.PROPOSE}:
         return [(network, "roi_heads", _NoHeads())]
@@ -336,7 +334,7 @@ def _unasked(network: nn.Module, tasks: frozenset[Task]) -> list[_Replacement]:
     return [(heads, pool, None) for task, pool in pools.items() if task not in tasks]
 
 
-def _kept(network: Any, tasks: frozenset[Task], proposed: list[_Proposed]) -> list[_Replacement]:
+def _kept(network: Any, tasks: frozenset[Task], proposed: list[_Proposed]) -> list[Replacement]:
     """Makes the region proposal network keep its boxes' scores, which it drops otherwise."""
     if Task.PROPOSE not in tasks:
         return []
@@ -350,19 +348,6 @@ def _kept(network: Any, tasks: frozenset[Task], proposed: list[_Proposed]) -> li
         return boxes, scores
 
     return [(network.rpn, "filter_proposals", filter_and_keep)]
-
-
-@contextmanager
-def _replaced(replacements: Sequence[_Replacement]) -> Iterator[None]:
-    """Puts values in the place of attributes, for a while."""
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    try:
-        for one in replacements:
-            setattr(*one)
-        yield
-    finally:
-        for one in before:
-            setattr(*one)
 
 
 def _to_cpu(tensors: list[Tensor]) -> list[np.ndarray]:

@@ -94,7 +94,7 @@ def _align(
     together: bool,
     pooled: np.ndarray,
 ) -> None:
-    """Pools the RoIs of one level: maps float32 (images, H, W, C) into pooled (N, bins, C), otherwise (N, C, bins)."""
+    """Pools the RoIs of one level: maps float32 (images, H, W, C) into pooled, (N, C, bins), or (N, bins, C)."""
     height, width, channels = maps.shape[1:]
     sums = np.empty((bins_y * bins_x, channels), np.float32)
     for n in which:
